@@ -1,0 +1,122 @@
+"""The nouns of one step, in the order they are made.
+
+    Problem -> Rollout -> VerifiedGroup -> ScoredGroup -> PackedBatch
+
+P: problems. G: rollouts of one problem. L: tokens of one rollout. T: tokens of one packed batch.
+S: rollouts in it. Every [T] and [L] field at column t speaks about token t, except where it says otherwise.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from verigrad.verifiers.base import Attempt, Problem, Verdict
+
+FinishReason = Literal["stop", "length", "abort"]
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled attempt: the prompt and the completion as one token sequence."""
+
+    token_ids: Sequence[int]  # [L] prompt, then exactly the ids the engine emitted (EOS included)
+    loss_mask: Sequence[bool]  # [L] True where the policy sampled the token
+    logprobs: Sequence[float]  # [L] under the policy that sampled it, at its temperature; 0.0 elsewhere
+    policy_versions: Sequence[int]  # [L] optimizer steps behind the weights that sampled it; -1 elsewhere
+    text: str  # what the verifier reads: forced prefix and completion, special tokens removed
+    finish_reason: FinishReason
+    seed: int
+
+    def __post_init__(self) -> None:
+        lengths = {
+            len(self.token_ids), len(self.loss_mask), len(self.logprobs), len(self.policy_versions),
+        }  # fmt: skip
+        if len(lengths) != 1:
+            raise ValueError(
+                f"rollout fields disagree on length: {len(self.token_ids)} token_ids, "
+                f"{len(self.loss_mask)} loss_mask, {len(self.logprobs)} logprobs, "
+                f"{len(self.policy_versions)} policy_versions"
+            )
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the token limit, not the model, ended it."""
+        return self.finish_reason != "stop"
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Tokens the policy sampled."""
+        return sum(self.loss_mask)
+
+    @property
+    def attempt(self) -> Attempt:
+        """What a verifier gets to see."""
+        return Attempt(self.text, truncated=self.truncated)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutGroup:
+    """G rollouts of one problem, not yet judged."""
+
+    problem: Problem
+    rollouts: Sequence[Rollout]  # [G]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedGroup:
+    """G rollouts of one problem and what the verifier said of each."""
+
+    problem: Problem
+    rollouts: Sequence[Rollout]  # [G]
+    verdicts: Sequence[Verdict]  # [G]
+
+    @property
+    def correctness(self) -> list[float]:
+        """Rewards of the decided rollouts, before any shaping."""
+        return [v.reward for v in self.verdicts if v.reward is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A verified group with an advantage for each rollout."""
+
+    problem: Problem
+    rollouts: Sequence[Rollout]  # [G]
+    verdicts: Sequence[Verdict]  # [G]
+    advantages: Sequence[float]  # [G] 0.0 where the verdict is undecided
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Rollouts laid end to end without padding; one forward and backward pass.
+
+    The label-aligned fields at column t speak about the token *after* column t, whose log-probability
+    the hidden state at t predicts; the last column of each rollout has loss_mask False.
+    """
+
+    input_ids: Tensor  # [T] int64
+    position_ids: Tensor  # [T] int64, restarts at 0 with each rollout
+    cu_seqlens: Tensor  # [S+1] int32 rollout boundaries
+    labels: Tensor  # [T] int64 next token
+    loss_mask: Tensor  # [T] bool, label-aligned: the label was sampled by the policy and is trained on
+    rollout_logprobs: Tensor  # [T] float32, label-aligned: under the policy that sampled
+    old_logprobs: Tensor  # [T] float32, label-aligned: under the trainer at the start of the step
+    ref_logprobs: Tensor | None  # [T] float32, label-aligned: under the frozen reference
+    advantages: Tensor  # [T] float32, label-aligned: the rollout's advantage repeated
+    loss_weights: Tensor  # [T] float32, label-aligned: loss = sum(loss_weights * token_loss) over the step
+
+    @property
+    def num_rollouts(self) -> int:
+        """S."""
+        return self.cu_seqlens.numel() - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation of one data set: a row of eval.jsonl, and the groups it came from."""
+
+    row: Mapping[str, object]
+    groups: Sequence[VerifiedGroup] = field(repr=False)

@@ -1,0 +1,93 @@
+"""The nouns of verification: a Problem and an Attempt go in, a Verdict comes out."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Outcome = Literal["right", "wrong", "partial", "unparseable", "timeout", "error"]
+Message = Mapping[str, Any]  # {"role": str, "content": str, ...}, as chat templates take them
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One dataset row, ready to be asked and to be checked."""
+
+    id: str
+    prompt: str | Sequence[Message]
+    answer: Any = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """All that a verifier may see of what the model did about a problem."""
+
+    text: str  # the whole completion, thinking included
+    truncated: bool = False  # cut off by the token limit
+    transcript: Sequence[Message] = ()  # agent tasks: every turn, in order
+    sandbox: Any = None  # agent tasks: the world the attempt left behind
+
+    @property
+    def final_text(self) -> str:
+        """The completion without its thinking: what follows the last `</think>`.
+
+        A thought that was opened and never closed leaves nothing: prose inside it is no answer.
+        """
+        before, closed, after = self.text.rpartition("</think>")
+        if closed:
+            return after
+        return "" if "<think>" in self.text else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verifier says of one attempt.
+
+    `reward` is None exactly when `outcome` is "error": the check itself failed (its sandbox died, its worker
+    crashed, its judge was unreachable). Undecided is not wrong: such an attempt enters neither its group's
+    baseline nor the loss. "timeout" is the attempt's own fault and pays 0.
+    """
+
+    reward: float | None
+    outcome: Outcome
+    parts: Mapping[str, float] = field(default_factory=dict)  # each component's reward by name
+    reason: str = ""  # one line for people; never holds the right answer's secret parts
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.reward is None) != (self.outcome == "error"):
+            raise ValueError(
+                f"verdict with reward {self.reward} and outcome {self.outcome!r}: "
+                "the reward is None exactly when the outcome is 'error'"
+            )
+        if self.reward is not None and not math.isfinite(self.reward):
+            raise ValueError(f"verdict with reward {self.reward}: a reward is a finite number or None")
+
+    @property
+    def decided(self) -> bool:
+        """Whether this verdict may enter a baseline."""
+        return self.reward is not None
+
+    @classmethod
+    def right(cls, reason: str = "") -> "Verdict":
+        """Reward 1."""
+        return cls(1.0, "right", reason=reason)
+
+    @classmethod
+    def wrong(cls, reason: str = "", *, outcome: Outcome = "wrong") -> "Verdict":
+        """Reward 0; `outcome` may say more precisely why (`unparseable`, `timeout`)."""
+        return cls(0.0, outcome, reason=reason)
+
+    @classmethod
+    def undecided(cls, reason: str) -> "Verdict":
+        """The check failed; says nothing about the attempt."""
+        return cls(None, "error", reason=reason)
+
+
+class Verifier(Protocol):
+    """Anything with this one method; must not raise on what a model wrote."""
+
+    def verify(self, problem: Problem, attempt: Attempt) -> Verdict:
+        """Judge one attempt."""
+        ...
