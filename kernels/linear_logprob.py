@@ -28,7 +28,7 @@ def linear_logprob(
     both carry gradients to hidden, weight and bias, accumulated in that precision. With entropy=False
     the second result is NaN. Equal inputs give equal bits.
     """
-    logprobs, entropies = _LinearLogprob.apply(
+    logprobs, entropies = _LinearLogprob.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, labels, temperature, chunk_tokens, entropy
     )
     return logprobs, entropies
@@ -79,7 +79,7 @@ class _LinearLogprob(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(
         ctx: Any, d_logprobs: Tensor | None, d_entropies: Tensor | None
     ) -> tuple[Tensor | None, ...]:
