@@ -93,6 +93,12 @@ def test_equal_rewards_give_exactly_zero(function, dtype):
     assert dtype == torch.float64 or leak > 0.5  # what would come out without the rule
 
 
+def test_rewards_equal_but_for_rounding_give_exactly_zero():
+    rewards = torch.tensor([0.1 + 0.2, 0.3], dtype=torch.float64)
+    assert rewards[0] != rewards[1]
+    assert group_norm(rewards, std_eps=1e-20).tolist() == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("function", [partial(group_norm, std_eps=1e-6), group_mean, leave_one_out])
 @pytest.mark.parametrize("num", [0, 1])
 def test_too_small_a_group_has_no_advantage(function, num):

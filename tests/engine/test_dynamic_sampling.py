@@ -40,6 +40,8 @@ def test_filter_matches_the_reference():
 
 def test_equal_rewards_have_no_signal_however_rounded():
     assert not has_signal(group(load("adv_zero_variance_exact_zero").inputs["rewards"]))
+    assert not has_signal(group([0.1 + 0.2, 0.3]))
+    assert has_signal(group([0.31, 0.3]))
 
 
 def test_filter_and_advantage_agree_on_what_equal_means():
