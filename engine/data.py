@@ -1,0 +1,473 @@
+"""Files, hub data sets and makers -> problems to train on, problems held out, and an endless stream of them.
+
+Rows stay where they are (an mmapped JSONL file, an Arrow table) and become `Problem`s one at a time: a large
+data set costs some dozens of bytes per row.
+"""
+
+import csv
+import hashlib
+import json
+import mmap
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verigrad.engine import makers
+from verigrad.engine.config import ConfigError, DataConfig
+from verigrad.verifiers.base import Problem
+
+ANSWER_COLUMNS = ("answer", "ground_truth", "solution")
+ID_COLUMNS = ("id", "problem_id")
+CHECK_COLUMNS = ("tests", "cases", "test_code", "check")
+"""A row with one of these is judged by it, and needs no answer."""
+
+Accept = Callable[[Problem], str | None]
+"""None, or why this problem cannot be used."""
+
+
+class BadRow(ValueError):
+    """What is wrong with one row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """What a run trains on and is measured on."""
+
+    train: "Problems"
+    evals: Mapping[str, list[Problem]]
+    num_skipped: int  # malformed rows left out
+    num_overlap: int  # training rows left out because their prompt is held out
+    fingerprint: str  # of every problem on both sides, in order
+
+
+def load(cfg: DataConfig, *, seed: int, accept: Accept | None = None) -> Dataset:
+    """Read, check and split; no prompt, whatever its spacing and case, is on both sides.
+
+    Which prompts are held out is decided by a seeded hash of each, not by the order of the rows.
+    """
+    if not cfg.path:
+        raise ConfigError("data.path is empty: expected a file, a hub id or a maker. Set data.path.")
+    rows = read_rows(cfg.path, split=cfg.split, seed=seed, options=cfg.options)
+    table = scan(rows, cfg, name=cfg.path, accept=accept)
+    if cfg.eval_path:
+        eval_rows = read_rows(cfg.eval_path, split=cfg.eval_split, seed=seed, options=cfg.options)
+        eval_table = scan(eval_rows, cfg, name=cfg.eval_path, accept=accept)
+        some = 0 < cfg.num_eval < len(eval_table.good)
+        held_out = choose(eval_table, cfg.num_eval, seed=seed) if some else np.arange(len(eval_table.good))
+        prompts = eval_table.prompts  # also those beyond num_eval: they may be measured by the next run
+        num_skipped = table.num_skipped + eval_table.num_skipped
+        evals = {short_name(cfg.eval_path): list(eval_table.problems(held_out))}
+    else:
+        held_out = choose(table, cfg.num_eval, seed=seed)
+        prompts = table.prompts[held_out]
+        num_skipped = table.num_skipped
+        evals = {"held_out": list(table.problems(held_out))} if cfg.num_eval else {}
+    on_other_side = np.isin(table.prompts, prompts)
+    if on_other_side.all():
+        remedy = "Choose another data.eval_path" if cfg.eval_path else "Set a smaller data.num_eval"
+        raise ConfigError(
+            f"{cfg.path} has {len(np.unique(table.prompts))} different prompts and all of them are held out "
+            f"(data.num_eval = {cfg.num_eval}): nothing is left to train on. {remedy}, or bring more data."
+        )
+    train = table.problems(np.flatnonzero(~on_other_side))
+    num_overlap = int(on_other_side.sum()) - (0 if cfg.eval_path else len(held_out))
+    parts = [train.fingerprint, *(fingerprint_of(problems) for problems in evals.values())]
+    return Dataset(train, evals, num_skipped, num_overlap, f"{digest(parts):016x}")
+
+
+def choose(table: "Table", num_wanted: int, *, seed: int) -> NDArray[np.int64]:
+    """Positions, in order, of `num_wanted` different prompts: those with the smallest seeded hash."""
+    if num_wanted == 0:
+        return np.zeros(0, np.int64)
+    prompts, first = np.unique(table.prompts, return_index=True)
+    rank = [digest([seed, int(prompt)]) for prompt in prompts]
+    chosen = sorted(range(len(prompts)), key=rank.__getitem__)[:num_wanted]
+    return np.sort(first[chosen]).astype(np.int64)
+
+
+# Rows ------------------------------------------------------------------------------------------------------
+
+
+class Rows(Protocol):
+    """Rows of any source; `row` raises BadRow for one that cannot be read."""
+
+    def __len__(self) -> int: ...
+    def row(self, index: int) -> Mapping[str, Any]: ...
+    def place(self, index: int) -> str: ...
+
+
+class JsonLines:
+    """A JSONL file, mapped into memory; empty lines are not rows."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        lines, starts, numbers, start = 0, [], [], 0
+        with path.open("rb") as file:
+            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+            for line in file:
+                lines += 1
+                if line.strip():
+                    starts.append((start, start + len(line)))
+                    numbers.append(lines)
+                start += len(line)
+        self.spans = np.array(starts, np.int64).reshape(-1, 2)
+        self.numbers = np.array(numbers, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def place(self, index: int) -> str:
+        return f"{self.name} line {self.numbers[index]}"
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        start, end = self.spans[index]
+        try:
+            row = json.loads(self.bytes[start:end].decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise BadRow(f"is not UTF-8 ({error.reason} at byte {error.start})") from error
+        except json.JSONDecodeError as error:
+            raise BadRow(f"is not JSON ({error.msg} at column {error.colno})") from error
+        except RecursionError as error:
+            raise BadRow("is nested too deeply") from error
+        if not isinstance(row, dict):
+            raise BadRow(f"is a {type(row).__name__}, expected an object with 'prompt' and 'answer'")
+        return row
+
+
+class CsvRows:
+    """A CSV file with a header; every value is text, so that an answer `007` stays `007`."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self.rows: list[list[str]] = []
+        self.numbers: list[int] = []  # a quoted value may span lines: the one its row begins on
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            try:
+                self.header = next(reader, [])
+                number = reader.line_num
+                for row in reader:
+                    if row:
+                        self.rows.append(row)
+                        self.numbers.append(number + 1)
+                    number = reader.line_num
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise ConfigError(
+                    f"{self.name} line {reader.line_num}: is not CSV ({error}). Correct the file; what "
+                    "follows such a line cannot be told apart, so data.on_bad_row = 'skip' does not help."
+                ) from error
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def place(self, index: int) -> str:
+        return f"{self.name} line {self.numbers[index]}"
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        values = self.rows[index]
+        if len(values) != len(self.header):
+            raise BadRow(f"has {len(values)} values, expected {len(self.header)} as in the header")
+        return dict(zip(self.header, values, strict=True))
+
+
+class TableRows:
+    """Rows that something else holds: an Arrow-backed `datasets.Dataset`, or what a maker returned."""
+
+    def __init__(self, name: str, table: Sequence[Mapping[str, Any]]) -> None:
+        self.name = name
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def place(self, index: int) -> str:
+        return f"{self.name} row {index + 1}"
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        row = self.table[index]
+        if not isinstance(row, Mapping):
+            raise BadRow(f"is a {type(row).__name__}, expected a dict with 'prompt' and 'answer'")
+        return row
+
+
+def read_rows(path: str, *, split: str, seed: int, options: Mapping[str, Any]) -> Rows:
+    """Open a source: a maker, a file by its ending, or whatever `datasets` makes of the name."""
+    if makers.is_maker(path):
+        return TableRows(path, makers.make_rows(path, seed=seed, options=options))
+    file = Path(path).expanduser()
+    suffix = file.suffix.lower()
+    if suffix in (".jsonl", ".parquet", ".csv"):
+        if not file.is_file():
+            raise ConfigError(
+                f"no file {path} (looked from {Path.cwd()}). Correct data.path or data.eval_path."
+            )
+        if suffix == ".jsonl":
+            return JsonLines(file)
+        return CsvRows(file) if suffix == ".csv" else TableRows(file.name, from_parquet(file))
+    if file.is_file():
+        raise ConfigError(f"{path}: expected a .jsonl, .parquet or .csv file. Convert it, or write a maker.")
+    return TableRows(path, from_hub(path, split))
+
+
+def from_parquet(file: Path) -> Sequence[Mapping[str, Any]]:
+    """A Parquet file's rows, memory-mapped in the cache of `datasets`."""
+    import datasets
+
+    try:
+        table: Sequence[Mapping[str, Any]] = datasets.Dataset.from_parquet(str(file))
+    except Exception as error:  # pyarrow and datasets raise a dozen kinds
+        raise ConfigError(
+            f"{file} cannot be read as Parquet: {first_line(error)}. Write it again."
+        ) from error
+    return table
+
+
+def from_hub(path: str, split: str) -> Sequence[Mapping[str, Any]]:
+    """A data set of the hub, or a folder laid out like one."""
+    import datasets
+
+    try:
+        table: Sequence[Mapping[str, Any]] = datasets.load_dataset(path, split=split)
+    except Exception as error:  # network, spelling, access, a missing split: each has its own
+        raise ConfigError(
+            f"{path!r} cannot be loaded as a data set, split {split!r}: {first_line(error)}. Expected a "
+            ".jsonl, .parquet or .csv file, a hub id with that split, or a maker package.module:function."
+        ) from error
+    return table
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, cut to one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
+
+
+def short_name(path: str) -> str:
+    """`org/aime24`, `data/aime24.jsonl` and `tasks.py:aime24` are all called `aime24`."""
+    return re.sub(r"\.(jsonl|parquet|csv)$", "", re.split(r"[/:]", path.rstrip("/"))[-1])
+
+
+# Row -> problem --------------------------------------------------------------------------------------------
+
+
+def to_problem(row: Mapping[str, Any], columns: Mapping[str, str]) -> Problem:
+    """Name the columns, check the row; without an id of its own it is called by a hash of its content."""
+    values = dict(row)
+    for ours, theirs in columns.items():
+        if theirs not in row:
+            raise BadRow(missing(theirs, row, f"data.columns says it is the {ours}; correct that"))
+        values.pop(theirs, None)
+    values |= {ours: row[theirs] for ours, theirs in columns.items()}
+    if "prompt" not in values:
+        raise BadRow(missing("prompt", row, 'name it with data.columns = {prompt = "..."}'))
+    prompt = check_prompt(values.pop("prompt"))
+    answer = None
+    named = next((name for name in ANSWER_COLUMNS if values.get(name) is not None), None)
+    if named is not None:
+        answer = values.pop(named)
+    elif any(name in values for name in ANSWER_COLUMNS):
+        raise BadRow("has an empty answer")
+    elif not any(name in values for name in (*CHECK_COLUMNS, "meta")):
+        raise BadRow(missing("answer", row, 'name it with data.columns = {answer = "..."}'))
+    if isinstance(answer, str) and not answer.strip():
+        raise BadRow("has an empty answer")
+    nested = values.pop("meta", None)
+    meta = {**values, **nested} if isinstance(nested, Mapping) else values
+    given = next((str(values[name]) for name in ID_COLUMNS if values.get(name) is not None), "")
+    return Problem(given or f"{digest([prompt, answer, meta]):016x}", prompt, answer, meta)
+
+
+def missing(column: str, row: Mapping[str, Any], remedy: str) -> str:
+    """Say that a column is not there, which are, and what to do."""
+    return f"has no column {column!r}; it has {', '.join(map(str, row)) or 'none'}; {remedy}"
+
+
+def check_prompt(prompt: Any) -> str | list[dict[str, Any]]:
+    """Text that is not blank, or messages that end with something to reply to."""
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise BadRow("has an empty prompt")
+        return prompt
+    if not isinstance(prompt, list) or not prompt:
+        raise BadRow(f"has a prompt that is {prompt!r:.60}, expected text or a list of messages")
+    for number, message in enumerate(prompt, 1):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise BadRow(
+                f"has a prompt whose message {number} is {message!r:.60}, expected {{role, content}}"
+            )
+        if not isinstance(message.get("content"), str | list) and not message.get("tool_calls"):
+            raise BadRow(f"has a prompt whose message {number} ({message['role']}) has no content")
+    last = prompt[-1]
+    if last["role"] == "assistant" or not last.get("content"):
+        raise BadRow(f"has a prompt that ends with {last['role']!r} and nothing to reply to")
+    return [dict(message) for message in prompt]
+
+
+def normalised(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """The prompt without spacing, case, Unicode form and system message: none makes it another one."""
+    if not isinstance(prompt, str):
+        turns = [m.get("content") or m.get("tool_calls") for m in prompt if m["role"] != "system"]
+        prompt = "\n".join(turn if isinstance(turn, str) else canonical(turn) for turn in turns)
+    return "".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+
+
+def canonical(value: Any) -> str:
+    """The same text for the same value."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def digest(value: Any) -> int:
+    """64 bits of a hash: two of a million values are alike with probability 3e-8."""
+    text = canonical(value).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+# Problems --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The good rows of a source."""
+
+    rows: Rows
+    columns: Mapping[str, str]
+    good: NDArray[np.int64]  # [P] which rows
+    prompts: NDArray[np.uint64]  # [P] digests of the normalised prompts
+    contents: NDArray[np.uint64]  # [P] digests of the problems
+    repeats: Mapping[int, str]  # row -> the id it has because another had that id before
+    num_skipped: int
+
+    def problems(self, positions: NDArray[np.int64]) -> "Problems":
+        """Those of the good rows, in this order."""
+        return Problems(self, positions)
+
+
+class Problems(Sequence[Problem]):
+    """Problems read from their rows when asked for."""
+
+    def __init__(self, table: Table, positions: NDArray[np.int64]) -> None:
+        self._table = table
+        self._rows = table.good[positions]  # [P]
+        self.fingerprint = hash_of_all(table.contents[positions])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Problem]: ...
+    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = int(self._rows[index])
+        problem = to_problem(self._table.rows.row(row), self._table.columns)
+        if row in self._table.repeats:
+            return Problem(self._table.repeats[row], problem.prompt, problem.answer, problem.meta)
+        return problem
+
+
+def scan(rows: Rows, cfg: DataConfig, *, name: str, accept: Accept | None) -> Table:
+    """Check every row once, keeping only digests."""
+    good, prompts, contents, num_skipped, first_bad = [], [], [], 0, ""
+    seen: dict[str, int] = {}
+    repeats: dict[int, str] = {}
+    for index in range(len(rows)):
+        try:
+            problem = to_problem(rows.row(index), cfg.columns)
+            if accept is not None and (reason := accept(problem)) is not None:
+                raise BadRow(reason)
+        except BadRow as error:
+            report = f"{rows.place(index)}: {error}"
+            if cfg.on_bad_row == "stop":
+                raise ConfigError(f"{report}. Correct it, or set data.on_bad_row = 'skip'.") from error
+            num_skipped += 1
+            first_bad = first_bad or report
+            continue
+        seen[problem.id] = count = seen.get(problem.id, 0) + 1
+        if count > 1:
+            repeats[index] = f"{problem.id}#{count}"
+        good.append(index)
+        prompts.append(digest(normalised(problem.prompt)))
+        contents.append(digest_of(problem, repeats.get(index, problem.id)))
+    if not good:
+        why = (
+            f"all {num_skipped} rows are malformed; the first: {first_bad}"
+            if num_skipped
+            else "it has no rows"
+        )
+        raise ConfigError(f"{name} gives no problems: {why}. Expected rows with 'prompt' and 'answer'.")
+    return Table(
+        rows=rows,
+        columns=cfg.columns,
+        good=np.array(good, np.int64),
+        prompts=np.array(prompts, np.uint64),
+        contents=np.array(contents, np.uint64),
+        repeats=repeats,
+        num_skipped=num_skipped,
+    )
+
+
+def fingerprint_of(problems: Sequence[Problem]) -> str:
+    """Of these problems in this order."""
+    if isinstance(problems, Problems):
+        return problems.fingerprint
+    return hash_of_all(np.array([digest_of(p, p.id) for p in problems], np.uint64))
+
+
+def digest_of(problem: Problem, name: str) -> int:
+    """Of all that a problem holds, called `name`."""
+    return digest([name, problem.prompt, problem.answer, dict(problem.meta)])
+
+
+def hash_of_all(contents: NDArray[np.uint64]) -> str:
+    """One hash of a sequence of digests."""
+    return hashlib.blake2b(contents.astype("<u8").tobytes(), digest_size=8).hexdigest()
+
+
+class ProblemStream(Iterator[Problem]):
+    """Problems without end: every epoch visits each once, in an order of its own."""
+
+    def __init__(self, problems: Sequence[Problem], *, seed: int, shuffle: bool) -> None:
+        if not problems:
+            raise ConfigError("no problems to draw from. Bring data with at least one.")
+        self._problems = problems
+        self._seed, self._shuffle = seed, shuffle
+        self._identity = {"seed": seed, "shuffle": shuffle, "fingerprint": fingerprint_of(problems)}
+        self._start(epoch=0, position=0)
+
+    def _start(self, *, epoch: int, position: int) -> None:
+        self._epoch, self._position = epoch, position
+        self._order = np.arange(len(self._problems))  # [P]
+        if self._shuffle:
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._order)
+
+    def __next__(self) -> Problem:
+        if self._position == len(self._order):
+            self._start(epoch=self._epoch + 1, position=0)
+        problem = self._problems[int(self._order[self._position])]
+        self._position += 1
+        return problem
+
+    def next_batch(self, num_problems: int) -> list[Problem]:
+        """The next problems; a batch may run from one epoch into the next."""
+        return [next(self) for _ in range(num_problems)]
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands, for JSON."""
+        return {**self._identity, "epoch": self._epoch, "position": self._position}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken; refused if it belongs to other data or another order."""
+        changed = [name for name, value in self._identity.items() if state.get(name) != value]
+        if changed:
+            raise ConfigError(
+                f"the checkpoint's place in the data does not fit: {changed[0]} was {state.get(changed[0])!r}, "
+                f"is {self._identity[changed[0]]!r}. Restore the run's data, or start a new run."
+            )
+        self._start(epoch=int(state["epoch"]), position=int(state["position"]))

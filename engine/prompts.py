@@ -1,0 +1,137 @@
+"""Problem -> prompt token ids, and completion ids -> the text a verifier reads.
+
+The only place where text becomes tokens. What the sampler emitted is decoded, never encoded again: encoding a
+decoded text may give other tokens than those that were sampled.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from verigrad.engine.config import ConfigError, PromptsConfig
+from verigrad.verifiers.base import Problem
+
+INSTRUCTIONS = {
+    "plain": "",
+    "boxed": "Think it through, then give only your final answer inside \\boxed{}.",
+    "think_answer": (
+        "Do your thinking between <think> and </think>, then give only your final answer between <answer> "
+        "and </answer>."
+    ),
+}
+"""What each template adds below the problem."""
+
+TAGS = frozenset({"<think>", "</think>", "<answer>", "</answer>"})
+"""Kept in a completion's text even where the tokenizer calls them special: verifiers read them."""
+
+
+class Prompter:
+    """Turns problems into token ids and completions back into text, with one tokenizer."""
+
+    def __init__(self, tokenizer: Any, cfg: PromptsConfig) -> None:
+        """Refuses choices this tokenizer cannot carry out."""
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        if cfg.chat == "always" and not has_template:
+            raise ConfigError(
+                "prompts.chat = 'always', but this tokenizer has no chat template. Set prompts.chat = "
+                "'auto', or use an instruct model."
+            )
+        self.uses_chat = has_template and cfg.chat != "never"
+        if cfg.system and not self.uses_chat:
+            raise ConfigError(
+                f"prompts.system is set, but without a chat template (prompts.chat = {cfg.chat!r}) there "
+                "is nowhere to put it. Remove it, or use a tokenizer with a chat template."
+            )
+        self.tokenizer = tokenizer
+        self.cfg = cfg
+        kept = {tokenizer.convert_tokens_to_ids(tag) for tag in TAGS}
+        self._dropped_ids = frozenset(tokenizer.all_special_ids) - kept
+
+    @property
+    def prefill_text(self) -> str:
+        """What every completion is forced to begin with."""
+        return self.cfg.prefill
+
+    @property
+    def template_hash(self) -> str:
+        """Changes with anything, besides the problem itself, that shapes a prompt."""
+        shape = {
+            "prompts": self.cfg.model_dump(),
+            "instruction": INSTRUCTIONS[self.cfg.template],
+            "chat_template": self.tokenizer.chat_template if self.uses_chat else None,
+        }
+        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
+
+    def token_ids(self, problem: Problem) -> list[int]:  # [L]
+        """The prompt as the sampler gets it: exactly one BOS where the model has one, prefill at the end."""
+        text = self.text_for(problem)
+        bos = self.tokenizer.bos_token_id
+        if bos is None:
+            ids = list(self.tokenizer.encode(text, add_special_tokens=not self.uses_chat))
+        else:
+            ids = self._ids_with_bos(text, bos)
+        if not ids:
+            raise ConfigError(f"problem {problem.id}: its prompt has no tokens. Give it a prompt.")
+        return ids
+
+    def _ids_with_bos(self, text: str, bos: int) -> list[int]:
+        """Chat templates may write BOS and the tokenizer may add it again: exactly one is kept.
+
+        None is added where neither does: such a model was trained without.
+        """
+        marked = text.startswith(self.tokenizer.bos_token)
+        while text.startswith(self.tokenizer.bos_token):
+            text = text.removeprefix(self.tokenizer.bos_token)
+        ids = list(self.tokenizer.encode(text, add_special_tokens=False))
+        adds = list(self.tokenizer.encode("", add_special_tokens=True))[:1] == [bos]
+        wanted = marked or (adds and not self.uses_chat)
+        return [bos, *ids] if wanted else ids
+
+    def text_for(self, problem: Problem) -> str:
+        """The prompt as text, special tokens written out."""
+        messages = self._messages(problem)
+        if self.uses_chat:
+            rendered = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+            return f"{rendered}{self.cfg.prefill}"
+        if len(messages) != 1:
+            raise ConfigError(
+                f"problem {problem.id} is a conversation of {len(messages)} messages, which needs a chat "
+                "template "
+                f"(prompts.chat = {self.cfg.chat!r}). Use a tokenizer that has one, or prompts of one "
+                "message."
+            )
+        return f"{messages[0]['content']}{self.cfg.prefill}"
+
+    def _messages(self, problem: Problem) -> list[dict[str, Any]]:
+        """The conversation, the system message in front and the instruction below the last message."""
+        if isinstance(problem.prompt, str):
+            messages = [{"role": "user", "content": problem.prompt}]
+        else:
+            messages = [dict(message) for message in problem.prompt]
+        if instruction := INSTRUCTIONS[self.cfg.template]:
+            last = messages[-1]
+            if not isinstance(last["content"], str):
+                raise ConfigError(
+                    f"problem {problem.id}: prompts.template = {self.cfg.template!r} adds text to the last "
+                    "message, whose content is not text. Set prompts.template = 'plain'."
+                )
+            messages[-1] = {**last, "content": f"{last['content']}\n\n{instruction}"}
+        if self.cfg.system:
+            if messages[0]["role"] == "system":
+                raise ConfigError(
+                    f"problem {problem.id} brings its own system message, and prompts.system is set too. "
+                    "Keep one."
+                )
+            messages = [{"role": "system", "content": self.cfg.system}, *messages]
+        return messages
+
+    def text_of(self, completion_ids: Sequence[int]) -> str:
+        """What the verifier reads: prefill and completion, without special tokens but with thinking tags."""
+        kept = [i for i in completion_ids if i not in self._dropped_ids]
+        completion = self.tokenizer.decode(
+            kept, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return f"{self.cfg.prefill}{completion}"
