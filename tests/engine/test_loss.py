@@ -138,12 +138,14 @@ def test_clip_fractions_go_by_the_sign_of_the_advantage():
 
 def test_a_token_moving_with_its_advantage_from_the_far_side_is_not_clipped():
     inputs = tokens(
-        logprobs=[-1.5, -1.5, -0.5, -0.5], old_logprobs=[-1.0] * 4, advantages=[1.0, -1.0, 1.0, -1.0]
+        logprobs=[-1.5, -1.5, -1.5, -0.5, -0.5],
+        old_logprobs=[-1.0] * 5,
+        advantages=[1.0, -1.0, -1.0, 1.0, -1.0],
     )
     loss, sums = policy_loss(inputs, **PLAIN)
     loss.backward()
-    assert [g != 0 for g in inputs.logprobs.grad.tolist()] == [True, False, False, True]
-    assert (sums["clip_low_count"], sums["clip_high_count"]) == (1, 1)
+    assert [g != 0 for g in inputs.logprobs.grad.tolist()] == [True, False, False, False, True]
+    assert (sums["clip_low_count"], sums["clip_high_count"]) == (2, 1)
 
 
 @pytest.mark.parametrize(
