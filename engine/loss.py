@@ -68,7 +68,8 @@ def policy_loss(
     loss = (inputs.weights * token_loss).sum()
     sums = {"loss_sum": loss.detach().double()}
     sums |= _policy_sums(inputs, clip_low=clip_low, clip_high=clip_high)
-    sums |= _mismatch_sums(inputs, kind=correction, low=correction_low, high=correction_high)
+    sums |= _correction_sums(inputs, kind=correction, low=correction_low, high=correction_high)
+    sums |= mismatch_sums(inputs)
     return loss, sums
 
 
@@ -148,16 +149,26 @@ def _policy_sums(inputs: LossInputs, *, clip_low: float, clip_high: float) -> Lo
 
 
 @torch.no_grad()
-def _mismatch_sums(inputs: LossInputs, *, kind: Correction, low: float, high: float) -> LossSums:
-    log_mismatch = _log_mismatch(inputs)
-    weight = log_mismatch.exp()
+def _correction_sums(inputs: LossInputs, *, kind: Correction, low: float, high: float) -> LossSums:
+    weight = _log_mismatch(inputs).exp()
     outside = (weight < low) | (weight > high)
+    return {
+        "correction_dropped_count": _count(outside & (kind == "icepop")),
+        "correction_capped_count": _count((weight > high) & (kind == "tis")),
+    }
+
+
+@torch.no_grad()
+def mismatch_sums(inputs: LossInputs) -> LossSums:
+    """How far the sampler's log-probabilities are from `old_logprobs`.
+
+    In bypass these are one and the same: give the trainer's own as the old ones to see a difference.
+    """
+    log_mismatch = _log_mismatch(inputs)
     return {
         # k3 of the sampler against the trainer, d = log(rollout / old)
         "mismatch_k3_sum": _count(_k3(-log_mismatch)),
         "mismatch_max": _largest(log_mismatch.abs()),
-        "correction_dropped_count": _count(outside & (kind == "icepop")),
-        "correction_capped_count": _count((weight > high) & (kind == "tis")),
         "nan_logprob_count": _count(~inputs.rollout_logprobs.isfinite()),
     }
 
