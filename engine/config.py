@@ -56,7 +56,7 @@ class DataConfig(Section):
     """engine/data.py."""
 
     path: str = ""
-    """A .jsonl, .parquet or .csv file, a hub id, or a maker `package.module:function` / `file.py:function`."""
+    """A .jsonl, .parquet or .csv file, a hub id, or a maker `package.module:function`, `file.py:function`."""
     split: str = "train"
     """Split to read of a hub data set."""
     options: dict[str, Any] = {}
@@ -224,6 +224,9 @@ class SyncConfig(Section):
     max_canary_gap: float | None = Field(default=None, gt=0)
     """Largest |log-probability| gap allowed between trainer and sampler after a weight sync; empty is
     1e-3 for float32 and 0.25 for bfloat16."""
+    max_mismatch_kl: float | None = Field(default=None, gt=0)
+    """Largest mismatch_kl of a step, sampler against trainer, before the run stops; empty is 1e-3 for float32
+    and 0.05 for bfloat16."""
 
 
 class EvalConfig(Section):
@@ -275,6 +278,12 @@ ALGORITHMS: Mapping[str, Defaults] = {
     "ppo": Defaults(std_eps=1e-6, group_baseline=False),
 }
 """Rows of the table of algorithms; engine/algorithms.py holds each row's functions."""
+
+SYNC_LIMITS = {
+    "float32": {"max_canary_gap": 1e-3, "max_mismatch_kl": 1e-3},
+    "bfloat16": {"max_canary_gap": 0.25, "max_mismatch_kl": 0.05},
+}
+"""Gaps between trainer and sampler that the number type alone explains, with room."""
 
 
 def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
@@ -332,7 +341,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def resolve(config: Config) -> Config:
-    """Fill every setting the recipe left to the algorithm or the number type, so that a run's record is explicit."""
+    """Fill the settings left to the algorithm or the number type, so that a run's record is explicit."""
     row = ALGORITHMS[config.algorithm.name]
     bounds = {"icepop": 5.0, "tis": 2.0, "none": None}
     filled = {
@@ -344,13 +353,13 @@ def resolve(config: Config) -> Config:
     algorithm: dict[str, Any] = {k: v for k, v in filled.items() if getattr(config.algorithm, k) is None}
     if config.algorithm.old_logprobs == "rollout":
         algorithm |= {"correction": "none", "correction_high": None}
-    gap = 1e-3 if config.policy.dtype == "float32" else 0.25
+    limits = SYNC_LIMITS[config.policy.dtype]
     updates: dict[str, Section] = {"algorithm": config.algorithm.model_copy(update=algorithm)}
     if config.dynamic_sampling.enabled is None:
         enabled = {"enabled": row.dynamic_sampling}
         updates["dynamic_sampling"] = config.dynamic_sampling.model_copy(update=enabled)
-    if config.sync.max_canary_gap is None:
-        updates["sync"] = SyncConfig(max_canary_gap=gap)
+    missing = {name: limit for name, limit in limits.items() if getattr(config.sync, name) is None}
+    updates["sync"] = config.sync.model_copy(update=missing)
     return config.model_copy(update=updates)
 
 
@@ -382,8 +391,8 @@ def _sampling_contradictions(c: Config) -> Iterator[str]:
     row, rollout = ALGORITHMS[c.algorithm.name], c.rollout
     if rollout.group_size < 2 and row.group_baseline:
         yield (
-            f"rollout.group_size = {rollout.group_size}: {c.algorithm.name} compares the rollouts of a group and "
-            "needs at least 2; set rollout.group_size >= 2, or algorithm.name = 'ppo'"
+            f"rollout.group_size = {rollout.group_size}: {c.algorithm.name} compares the rollouts of a group "
+            "and needs at least 2; set rollout.group_size >= 2, or algorithm.name = 'ppo'"
         )
     dynamic = row.dynamic_sampling if c.dynamic_sampling.enabled is None else c.dynamic_sampling.enabled
     if rollout.group_size < 2 and dynamic and not row.group_baseline:
@@ -393,8 +402,9 @@ def _sampling_contradictions(c: Config) -> Iterator[str]:
         )
     if rollout.top_p < 1 or rollout.top_k > 0:
         yield (
-            f"rollout.top_p = {rollout.top_p}, rollout.top_k = {rollout.top_k}: a truncated sampling distribution "
-            "cannot be reproduced by the trainer and biases every ratio; train with top_p = 1 and top_k = 0"
+            f"rollout.top_p = {rollout.top_p}, rollout.top_k = {rollout.top_k}: a truncated sampling "
+            "distribution cannot be reproduced by the trainer and biases every ratio; "
+            "train with top_p = 1 and top_k = 0"
         )
     if rollout.groups_per_step % c.train.num_minibatches:
         yield (
@@ -427,8 +437,8 @@ def _without_effect(c: Config) -> Iterator[str]:
     bypass = a.old_logprobs == "rollout"
     if bypass and was_set & {"correction", "correction_low", "correction_high"} and a.correction != "none":
         yield (
-            "algorithm.correction has no effect with algorithm.old_logprobs = 'rollout': the ratio is already "
-            "taken against the sampler; remove one of the two"
+            "algorithm.correction has no effect with algorithm.old_logprobs = 'rollout': the ratio is "
+            "already taken against the sampler; remove one of the two"
         )
     if a.correction != "icepop" and "correction_low" in was_set:
         yield f"algorithm.correction_low has no effect with correction = {a.correction!r}; remove it"
@@ -444,8 +454,8 @@ def _without_effect(c: Config) -> Iterator[str]:
         yield "algorithm.kl_estimator has no effect with kl_coef = 0; remove it or set kl_coef > 0"
     if a.overlong_filter and a.overlong_buffer_tokens:
         yield (
-            "algorithm.overlong_filter leaves out the rollouts that algorithm.overlong_buffer_tokens punishes "
-            "most; choose one"
+            "algorithm.overlong_filter leaves out the rollouts that algorithm.overlong_buffer_tokens "
+            "punishes most; choose one"
         )
     dynamic = row.dynamic_sampling if c.dynamic_sampling.enabled is None else c.dynamic_sampling.enabled
     if not dynamic and "oversample" in _chosen(c.dynamic_sampling):

@@ -6,7 +6,7 @@ decoded text may give other tokens than those that were sampled.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from verigrad.engine.config import ConfigError, PromptsConfig
@@ -135,3 +135,17 @@ class Prompter:
             kept, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return f"{self.cfg.prefill}{completion}"
+
+    def refusal_above(self, max_tokens: int) -> Callable[[Problem], str | None]:
+        """Says of a problem why it cannot be asked, or None: its prompt has more than `max_tokens` tokens."""
+
+        def refusal(problem: Problem) -> str | None:
+            num_tokens = len(self.token_ids(problem))
+            if num_tokens <= max_tokens:
+                return None
+            return (
+                f"the prompt has {num_tokens} tokens, more than rollout.max_prompt_tokens = {max_tokens}. Raise it, "
+                "or leave the row out."
+            )
+
+        return refusal

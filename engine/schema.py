@@ -120,3 +120,15 @@ class Evaluation:
 
     row: Mapping[str, object]
     groups: Sequence[VerifiedGroup] = field(repr=False)
+
+
+def staleness(groups: Sequence[VerifiedGroup], *, now: int) -> float:
+    """Mean over sampled tokens of how many versions the weights have moved on since they were sampled."""
+    ages = [
+        now - version
+        for group in groups
+        for rollout in group.rollouts
+        for version, sampled in zip(rollout.policy_versions, rollout.loss_mask, strict=True)
+        if sampled
+    ]
+    return sum(ages) / len(ages) if ages else 0.0

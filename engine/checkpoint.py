@@ -1,0 +1,105 @@
+"""Checkpoints that are either whole or absent, each with a manifest that tells which."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+HALF = ".half"  # suffix of a folder that is still being written
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written; earlier ones are untouched."""
+
+
+def save(folder: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
+    """Write `folder/step_NNNNNN` through `write`, atomically, then remove all but the `keep` newest.
+
+    The folder appears under its name only after every byte is on disk, so a kill or a full disk at any
+    moment leaves either the old state or the new one. Raises CheckpointError when the disk refuses.
+    """
+    target = folder / name_of(step)
+    half = folder / f"{name_of(step)}{HALF}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir()
+        write(half)
+        manifest = {str(p.relative_to(half)): _fingerprint(p) for p in _files(half)}
+        (half / MANIFEST).write_text(json.dumps({"step": step, "files": manifest}, indent=1))
+        for path in _files(half):
+            sync_to_disk(path)
+        sync_to_disk(half)
+        if target.exists():  # a corrupt one of the same step: the run went back behind it
+            shutil.rmtree(target)
+        half.rename(target)
+        sync_to_disk(folder)
+    except (OSError, RuntimeError) as error:  # torch and safetensors turn ENOSPC into errors of their own
+        shutil.rmtree(half, ignore_errors=True)
+        raise CheckpointError(f"checkpoint of step {step} could not be written: {error}") from error
+    prune(folder, keep=keep)
+    return target
+
+
+def newest_first(folder: Path) -> Iterator[tuple[int, Path]]:
+    """(step, folder) of every finished checkpoint; whether it is whole is for `damage` to say."""
+    found = [
+        (int(p.name.removeprefix("step_")), p) for p in folder.glob("step_*") if not p.name.endswith(HALF)
+    ]
+    yield from sorted(found, reverse=True)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None: every file of its manifest is there with its bytes."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is missing or unreadable"
+    for name, fingerprint in manifest.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _fingerprint(path) != fingerprint:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def remove_halves(folder: Path) -> None:
+    """Clear what a killed save left behind."""
+    for half in folder.glob(f"*{HALF}"):
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def prune(folder: Path, *, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints."""
+    for _, path in list(newest_first(folder))[keep:]:
+        doomed = path.with_name(f"{path.name}{HALF}")  # renamed first: a half-removed one must not be found
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def name_of(step: int) -> str:
+    """step_000050."""
+    return f"step_{step:06d}"
+
+
+def sync_to_disk(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def _fingerprint(path: Path) -> dict[str, object]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -1,0 +1,134 @@
+"""`verigrad VERB ...`: knows the verbs' names and how their errors end; each verb is the file of that name.
+
+Exit status: 0 done, 1 the work failed, 2 the user's input is wrong, 130 interrupted.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+VERBS = {
+    "train": "train a model from verifiable rewards; resumes by itself",
+    "verify": "score a file of answers with a verifier",
+    "verifiers": "list the verifiers there are, and where each comes from",
+}
+"""Verb -> what it does. `train` takes a recipe; the others bring their own arguments."""
+
+MODULES = {"verify": "verigrad.engine.verify", "verifiers": "verigrad.engine.list_verifiers"}
+
+RECIPE_EXAMPLES = """examples:
+  verigrad train quickstart
+  verigrad train quickstart train.seed=1 run.folder=runs/seed1
+  verigrad train my_recipe.toml --dry-run
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one verb and exit with its status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(guarded(argv))
+
+
+def guarded(argv: Sequence[str]) -> int:
+    """Run the verb; an error a user can cause is one line without a traceback (`--debug` shows it)."""
+    args = parse(argv)
+    try:
+        run: Callable[[argparse.Namespace], int] = args.run
+        return run(args)
+    except KeyboardInterrupt:
+        print(
+            "verigrad: stopped; what was saved is in the run folder, the same command goes on",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        status = status_of(error)
+        if args.debug or status is None:
+            raise
+        print(f"verigrad: {error}", file=sys.stderr)
+        return status
+
+
+def status_of(error: Exception) -> int | None:
+    """2 for the user's input, 1 for work that failed, None for a fault of ours, which keeps its traceback."""
+    from verigrad.engine.config import ConfigError
+    from verigrad.engine.failures import WorkError
+
+    if isinstance(error, ConfigError):
+        return 2
+    return 1 if isinstance(error, WorkError | OSError) else None
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Only the verb that is named is imported, and `train` not before it runs: help needs no torch."""
+    parser = argparse.ArgumentParser(
+        prog="verigrad", description="Train reasoning models from verifiable rewards.",
+        epilog=RECIPE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    named = next((word for word in argv if not word.startswith("-")), None)
+    for verb, what in VERBS.items():
+        sub = verbs.add_parser(verb, help=what, description=what[0].upper() + what[1:] + ".",
+                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if verb == "train":
+            add_recipe_arguments(sub)
+        elif verb == named:
+            module = importlib.import_module(MODULES[verb])
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    return parser.parse_args(argv)
+
+
+class Version(argparse.Action):
+    """`--version`, looked up only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        """Print it and exit."""
+        from importlib.metadata import version
+
+        print(f"verigrad {version('verigrad')}")
+        parser.exit()
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every verb that takes a recipe takes."""
+    parser.epilog = RECIPE_EXAMPLES
+    parser.add_argument("recipe", help="a .toml file, or the name of a shipped recipe")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved recipe and its batch algebra"
+    )
+    parser.set_defaults(run=train)
+
+
+def train(args: argparse.Namespace) -> int:
+    """Load the recipe; then, unless it is a dry run, import the engine and train."""
+    from verigrad.engine import config
+
+    cfg = config.load(args.recipe, args.overrides)
+    if args.dry_run:
+        print(config.to_toml(cfg))
+        for name, value in config.batch_algebra(cfg):
+            print(f"# {name}: {value}")
+        return 0
+    from verigrad.engine.machine import prepare_process
+
+    prepare_process()
+    from verigrad.engine import train as loop
+    from verigrad.engine.screen import Screen
+
+    with Screen() as screen:
+        screen.say(f"{Path(args.recipe).stem} -> {cfg.run.folder}")
+        return loop.train(cfg, screen)
+
+
+if __name__ == "__main__":
+    main()

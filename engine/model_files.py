@@ -1,0 +1,79 @@
+"""A recipe's model to a local folder, with its tokenizer and the tokens that end a completion."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig
+
+from verigrad.engine import makers
+from verigrad.engine.config import Config, ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A starting model, on this machine."""
+
+    folder: str  # a local folder
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+    fingerprint: str  # of config and weights' sizes
+
+
+def fetch(cfg: Config, *, progress: Callable[[str, float], None] | None = None) -> ModelFiles:
+    """Make, find or download `policy.model`. Raises ConfigError when there is no such model."""
+    reference = cfg.policy.model
+    if makers.is_maker(reference):
+        options, seed = cfg.policy.options, cfg.train.seed
+        folder = makers.make_model(reference, seed=seed, options=options, progress=progress)
+    elif cfg.policy.options:
+        raise ConfigError(
+            f"policy.options are for makers, and policy.model = {reference!r} is none; remove them"
+        )
+    elif Path(reference).is_dir():
+        folder = Path(reference)
+    else:
+        folder = _download(reference)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=cfg.policy.trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"policy.model = {reference!r}: no tokenizer could be loaded: {reason}") from error
+    return ModelFiles(str(folder), tokenizer, _eos_ids(folder, tokenizer, reference), fingerprint(folder))
+
+
+def _download(reference: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(reference))
+    except Exception as error:  # the hub's client raises anything from ValueError to its own network errors
+        raise ConfigError(
+            f"policy.model = {reference!r} is no local folder, and the hub did not give it: "
+            f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _eos_ids(folder: Path, tokenizer: Any, reference: str) -> tuple[int, ...]:
+    """Tokens that end a completion: those of the generation config, and the tokenizer's own."""
+    ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if (folder / "generation_config.json").is_file():
+        listed = GenerationConfig.from_pretrained(folder).eos_token_id
+        ids += [listed] if isinstance(listed, int) else listed or []
+    if not ids:
+        raise ConfigError(
+            f"policy.model = {reference!r} names no end-of-sequence token, so no completion would ever end; "
+            "set eos_token_id in its generation_config.json"
+        )
+    return tuple(dict.fromkeys(ids))
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells two starting models apart without reading gigabytes: names, sizes, config and weights' heads."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin")):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(1 << 20))
+    return digest.hexdigest()[:16]

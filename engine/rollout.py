@@ -1,0 +1,136 @@
+"""Problems to groups of rollouts, each yielded as soon as its last sample ends."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from verigrad.engine.failures import WorkError
+from verigrad.engine.schema import FinishReason, Rollout, RolloutGroup
+from verigrad.verifiers.base import Problem
+
+
+class SamplerError(WorkError):
+    """The sampler itself failed or refused; says nothing about what was sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to sample; everything that shapes the distribution is here."""
+
+    temperature: float  # 0 is greedy
+    max_tokens: int
+    stop: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """One sample wanted."""
+
+    prompt_ids: Sequence[int]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """One sample made."""
+
+    index: int  # of its request
+    token_ids: Sequence[int]  # [L] as emitted, the end-of-sequence token included
+    logprobs: Sequence[float]  # [L] of the tempered, untruncated distribution sampled from
+    finish_reason: FinishReason
+
+
+class Codec(Protocol):
+    """Problems to token ids, and sampled ids to what the verifier reads; see prompts.Prompter."""
+
+    def token_ids(self, problem: Problem) -> list[int]:
+        """The prompt."""
+        ...
+
+    def text_of(self, completion_ids: Sequence[int]) -> str:
+        """The completion as text."""
+        ...
+
+
+class Engine(Protocol):
+    """Tokens in, tokens out. `rollout_vllm.py` and `rollout_transformers.py` are the two there are."""
+
+    def generate(self, requests: Sequence[TokenRequest], params: SamplingParams) -> Iterator[TokenOutput]:
+        """Sample every request; outputs come in the order in which they finish.
+
+        The same request gives the same tokens whenever the same requests are made together.
+        """
+        ...
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Replace all weights in place and forget every cached activation; refused while sampling."""
+        ...
+
+    def release(self) -> None:
+        """Give device memory to the trainer until `reclaim`."""
+        ...
+
+    def reclaim(self) -> None:
+        """Take device memory back; `load_weights` must follow before sampling."""
+        ...
+
+    def close(self) -> None:
+        """End for good."""
+        ...
+
+
+class Sampler:
+    """Groups of rollouts from an engine, tagged with the version of the weights that made them."""
+
+    def __init__(self, engine: Engine, codec: Codec) -> None:
+        self.engine, self.codec, self.policy_version = engine, codec, -1
+
+    def sample(
+        self,
+        problems: Sequence[Problem],
+        params: SamplingParams,
+        *,
+        group_size: int,
+        seed: tuple[object, ...],
+    ) -> Iterator[tuple[int, RolloutGroup]]:
+        """Yield (position in `problems`, group) as groups finish.
+
+        Each sample's seed is a hash of `seed`, its problem's position and its own index, so it does not
+        depend on when or with what else it was sampled.
+        """
+        prompts = [self.codec.token_ids(problem) for problem in problems]
+        requests = [
+            TokenRequest(prompt, derive_seed(*seed, position, index))
+            for position, prompt in enumerate(prompts)
+            for index in range(group_size)
+        ]
+        waiting: dict[int, dict[int, Rollout]] = {position: {} for position in range(len(problems))}
+        for output in self.engine.generate(requests, params):
+            position, index = divmod(output.index, group_size)
+            group = waiting[position]
+            group[index] = self._rollout(requests[output.index], output)
+            if len(group) == group_size:
+                done = waiting.pop(position)
+                yield position, RolloutGroup(problems[position], [done[i] for i in range(group_size)])
+        if waiting:
+            raise SamplerError(f"the engine stopped with {len(waiting)} of {len(problems)} groups unfinished")
+
+    def _rollout(self, request: TokenRequest, output: TokenOutput) -> Rollout:
+        num_prompt, num_sampled = len(request.prompt_ids), len(output.token_ids)
+        return Rollout(
+            token_ids=[*request.prompt_ids, *output.token_ids],
+            loss_mask=[False] * num_prompt + [True] * num_sampled,
+            logprobs=[0.0] * num_prompt + list(output.logprobs),
+            policy_versions=[-1] * num_prompt + [self.policy_version] * num_sampled,
+            text=self.codec.text_of(output.token_ids),
+            finish_reason=output.finish_reason,
+            seed=request.seed,
+        )
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from anything with a stable repr."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1

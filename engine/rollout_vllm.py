@@ -1,0 +1,138 @@
+"""Sampling by vLLM inside this process, through the engine's own step loop."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm import LLM
+from vllm import SamplingParams as VllmParams
+from vllm.sampling_params import RequestOutputKind
+
+from verigrad.engine.config import Config
+from verigrad.engine.rollout import SamplerError, SamplingParams, TokenOutput, TokenRequest
+
+
+class VllmEngine:
+    """One request per sample: results stream back while others are still being decoded."""
+
+    def __init__(self, cfg: Config, model_folder: str, *, eos_ids: Sequence[int], seed: int) -> None:
+        self.eos_ids = list(eos_ids)
+        self.on_gpu = torch.cuda.is_available() and cfg.policy.device != "cpu"
+        self.sleeps = self.on_gpu and cfg.rollout.sleep
+        threads = torch.get_num_threads()
+        set_num_threads = torch.set_num_threads
+        self.llm = LLM(
+            model=model_folder,
+            dtype=cfg.policy.dtype,
+            seed=seed % 2**31,
+            max_model_len=cfg.rollout.max_prompt_tokens + cfg.rollout.max_tokens,
+            max_num_seqs=cfg.rollout.max_seqs,
+            # Ratios need the distribution that was sampled from, not the raw one (the engine's default).
+            logprobs_mode="processed_logprobs",
+            skip_tokenizer_init=not cfg.rollout.stop,
+            trust_remote_code=cfg.policy.trust_remote_code,
+            disable_log_stats=True,
+            generation_config="vllm",  # the model folder's own top_p or temperature must not sneak in
+            **self._device_settings(cfg),
+        )
+        # The CPU worker replaces this function by a no-op for the whole process; the trainer needs it.
+        torch.set_num_threads = set_num_threads
+        torch.set_num_threads(threads)
+        self._num_calls = 0
+
+    def _device_settings(self, cfg: Config) -> dict[str, Any]:
+        if not self.on_gpu:
+            return {"enforce_eager": True, "kv_cache_memory_bytes": int(cfg.rollout.kv_cache_gb * 2**30)}
+        return {
+            "enforce_eager": cfg.rollout.enforce_eager,
+            "gpu_memory_utilization": cfg.rollout.gpu_memory_frac,
+            "enable_sleep_mode": self.sleeps,
+        }
+
+    def generate(self, requests: Sequence[TokenRequest], params: SamplingParams) -> Iterator[TokenOutput]:
+        """See Engine.generate."""
+        engine = self.llm.llm_engine
+        if engine.has_unfinished_requests():
+            raise SamplerError(
+                "the engine still holds requests of an earlier call; exhaust or close it first"
+            )
+        self._num_calls += 1
+        names = {f"{self._num_calls}-{index}": index for index in range(len(requests))}
+        try:
+            for name, index in names.items():
+                request = requests[index]
+                prompt = {"prompt_token_ids": list(request.prompt_ids)}
+                engine.add_request(name, prompt, self._vllm_params(params, seed=request.seed))
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    if output.finished:
+                        yield _token_output(names.pop(output.request_id.split("/")[0]), output.outputs[0])
+        finally:
+            if engine.has_unfinished_requests():  # the caller gave up half-way
+                engine.abort_request(list(names))
+                while engine.has_unfinished_requests():
+                    engine.step()
+
+    def _vllm_params(self, params: SamplingParams, *, seed: int) -> VllmParams:
+        return VllmParams(
+            temperature=params.temperature,
+            max_tokens=params.max_tokens,
+            seed=seed,
+            logprobs=0,  # of the sampled token only
+            flat_logprobs=True,
+            stop=list(params.stop) or None,
+            stop_token_ids=self.eos_ids,
+            include_stop_str_in_output=bool(params.stop),
+            detokenize=bool(params.stop),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """See Engine.load_weights. Goes through vLLM's reload, which repacks fused and quantised layers."""
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        if not self.on_gpu:
+            self.llm.apply_model(_repack_head)
+        self._reset_prefix_cache()
+
+    def _reset_prefix_cache(self) -> None:
+        if not self.llm.llm_engine.reset_prefix_cache():
+            raise SamplerError(
+                "vLLM refused to reset its prefix cache, so cached activations of the old weights would be "
+                "used with the new ones; no request may be running during a weight sync"
+            )
+
+    def release(self) -> None:
+        """See Engine.release. On a CPU the engine holds no device memory that the trainer could use."""
+        if self.sleeps:
+            self.llm.sleep(level=1)
+
+    def reclaim(self) -> None:
+        """See Engine.reclaim."""
+        if self.sleeps:
+            self.llm.wake_up()
+
+    def close(self) -> None:
+        """See Engine.close."""
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+
+
+def _token_output(index: int, completion: Any) -> TokenOutput:
+    token_ids = list(completion.token_ids)
+    logprobs = list(completion.logprobs.logprobs) if completion.logprobs is not None else []
+    if len(logprobs) != len(token_ids):
+        raise SamplerError(f"vLLM gave {len(logprobs)} log-probabilities for {len(token_ids)} tokens")
+    reason = completion.finish_reason
+    return TokenOutput(index, token_ids, logprobs, reason if reason in ("stop", "length") else "abort")
+
+
+def _repack_head(model: Any) -> None:
+    """Refresh the CPU build's packed copy of the output head.
+
+    With tied embeddings `reload_weights` updates the embedding but leaves that copy as it was, and every
+    later log-probability is silently wrong.
+    """
+    head = getattr(model, "lm_head", None)
+    if head is not None and hasattr(head, "quant_method") and hasattr(head, "cpu_linear"):
+        head.quant_method.process_weights_after_loading(head)

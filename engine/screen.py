@@ -1,0 +1,114 @@
+"""What a person sees while a run goes on: one live bar, sampled answers, and the table at the end."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from verigrad.engine.schema import VerifiedGroup
+
+MARKS = {"right": "[green]right[/]", "error": "[magenta]undecided[/]", "partial": "[yellow]partial[/]"}
+
+
+class Screen:
+    """A live bar on a terminal; plain lines, about twenty of them, anywhere else."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        width = None if os.environ.get("COLUMNS") or Console().is_terminal else 110
+        self.console = console or Console(width=width, highlight=False)
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._last_line: dict[str, int] = {}
+
+    def __enter__(self) -> "Screen":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """One line of plain text; nothing in it is markup."""
+        self.console.print(escape(text))
+
+    def progress(self, text: str, fraction: float) -> None:
+        """How far a preparation has come, 0 to 1."""
+        name = text.split(":")[0]
+        self._advance(name, text, "", fraction * 100, 100, every=25)
+        if fraction >= 1 and name in self._tasks:
+            self._bar.remove_task(self._tasks.pop(name))
+
+    def step(self, row: Mapping[str, Any], num_steps: int) -> None:
+        """One training step done."""
+        facts = (
+            f"reward {row['reward']:.3f}  kept {row['kept_frac']:.0%}  entropy {row['entropy']:.3f}  "
+            f"length {row['completion_tokens_mean']:.0f}  {row['tokens_per_s']:,.0f} tok/s"
+        )
+        text = f"step {row['step']}/{num_steps}"
+        self._advance("train", text, facts, row["step"], num_steps, every=max(1, num_steps // 20))
+
+    def _advance(self, name: str, text: str, facts: str, done: float, total: float, *, every: int) -> None:
+        if not self.console.is_terminal:
+            part = int(done // every)
+            if part > self._last_line.get(name, -1) or done >= total:
+                self._last_line[name] = part
+                self.say(f"{text}  {facts or f'{done / total:.0%}'}")
+            return
+        if name not in self._tasks:
+            self._tasks[name] = self._bar.add_task(text, total=total, completed=done, facts="")
+        self._bar.update(self._tasks[name], description=text, completed=done, facts=facts)
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        """One evaluation done."""
+        self.say(
+            f"step {row['step']}: {row['data']} accuracy {row['avg']:.3f} "
+            f"[{row['avg_low']:.3f}, {row['avg_high']:.3f}] on {row['num_problems']} problems, "
+            f"mean length {row['completion_tokens_mean']:.1f} tokens"
+        )
+
+    def samples(self, groups: Sequence[VerifiedGroup], *, most: int = 3) -> None:
+        """A few prompts with one answer each and its verdict."""
+        table = Table(box=None, padding=(0, 2), title_justify="left", title="[dim]sampled answers[/]")
+        for column in ("prompt", "answer", "verdict"):
+            table.add_column(column, overflow="fold", max_width=60)
+        for group in groups[:most]:
+            verdict, rollout = group.verdicts[0], group.rollouts[0]
+            prompt = group.problem.prompt
+            shown = prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))
+            mark = MARKS.get(verdict.outcome, f"[red]{verdict.outcome}[/]")
+            table.add_row(escape(shown[-200:]), escape(rollout.text[-300:]), mark)
+        self.console.print(table)
+
+    def summary(self, rows: Sequence[tuple[str, str]], *, title: str) -> None:
+        """The table at the end."""
+        table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(escape(name), escape(value))
+        self.console.print(table)
+
+
+def relative(path: Path) -> str:
+    """A path as short as it can be said from here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,66 @@
+"""Trained weights into the sampler, and the proof that they arrived."""
+
+import math
+from collections.abc import Sequence
+
+from verigrad.engine.config import Config
+from verigrad.engine.failures import WorkError
+from verigrad.engine.pack import lay_out
+from verigrad.engine.policy import Policy
+from verigrad.engine.rollout import Sampler, SamplingParams
+from verigrad.engine.schema import Metrics
+from verigrad.verifiers.base import Problem
+
+CANARY_TOKENS = 16
+
+
+class WeightSyncError(WorkError):
+    """Trainer and sampler do not hold the same policy."""
+
+
+class WeightSync:
+    """Pushes weights and compares both sides' log-probabilities of the same freshly sampled tokens.
+
+    Catches partial loads, packed copies and tied heads left behind, caches not reset, and any other way in
+    which the policy that samples is not the policy that trains.
+    """
+
+    def __init__(self, policy: Policy, sampler: Sampler, canaries: Sequence[Problem], *, cfg: Config) -> None:
+        self.policy, self.sampler, self.canaries = policy, sampler, canaries
+        self.params = SamplingParams(cfg.rollout.temperature, CANARY_TOKENS)
+        assert cfg.sync.max_canary_gap is not None, "config.load resolves it"
+        assert cfg.sync.max_mismatch_kl is not None, "config.load resolves it"
+        self.max_gap, self.max_mismatch_kl = cfg.sync.max_canary_gap, cfg.sync.max_mismatch_kl
+
+    def push(self, version: int) -> Metrics:
+        """Load the policy's weights into the running engine as `version`, and prove it."""
+        self.sampler.engine.load_weights(self.policy.weights())
+        self.sampler.policy_version = version
+        return self.prove()
+
+    def prove(self) -> Metrics:
+        """Largest gap on the canary prompts; raises WeightSyncError above the limit."""
+        arriving = self.sampler.sample(self.canaries, self.params, group_size=1, seed=("canary",))
+        rollouts = [group.rollouts[0] for _, group in sorted(arriving, key=lambda pair: pair[0])]
+        batch = lay_out(rollouts)
+        ours = self.policy.logprobs(batch, temperature=self.params.temperature)
+        gap = float((ours - batch.rollout_logprobs)[batch.loss_mask].abs().max())
+        if not (math.isfinite(gap) and gap <= self.max_gap):
+            raise WeightSyncError(
+                f"trainer and sampler disagree after weight sync {self.sampler.policy_version}: "
+                f"log-probabilities of the same tokens differ by up to {gap:.2g}, more than "
+                f"sync.max_canary_gap = {self.max_gap:g}. The sampler does not hold the trained weights, so "
+                "nothing sampled from it can be trusted. Resume from the last checkpoint; if it comes again, "
+                "report it with the model's config.json"
+            )
+        return {"canary_gap": gap}
+
+    def require_match(self, metrics: Metrics) -> None:
+        """Raise WeightSyncError when a step's rollouts were not sampled from the policy that trained on them."""
+        mismatch = metrics.get("mismatch_kl", 0.0)
+        if not mismatch <= self.max_mismatch_kl:
+            raise WeightSyncError(
+                f"mismatch_kl = {mismatch:.2g} between sampler and trainer is more than "
+                f"sync.max_mismatch_kl = {self.max_mismatch_kl:g}: the policy that samples is not the policy "
+                "that trains. Resume from the last checkpoint with policy.dtype = 'float32', or raise the limit if you know why"
+            )

@@ -1,0 +1,245 @@
+"""The training loop: reinforcement learning from verifiable rewards, top to bottom.
+
+    problem -> prompt -> group of rollouts -> verdicts -> advantages -> packed batch -> loss
+            -> optimizer step -> weights into the sampler, proved -> record
+
+Each arrow is one call below and one file in this folder. Nothing else decides what happens in a step: to
+change a step, change this file.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from verigrad.engine import advantage, algorithms, data, dynamic_sampling, model_files, summary
+from verigrad.engine.algorithms import Algorithm
+from verigrad.engine.config import Config
+from verigrad.engine.dynamic_sampling import KeepRate
+from verigrad.engine.eval import evaluate
+from verigrad.engine.interrupt import Interrupt
+from verigrad.engine.pack import pack
+from verigrad.engine.policy import Policy, combine
+from verigrad.engine.prompts import Prompter
+from verigrad.engine.rollout import Sampler, SamplingParams
+from verigrad.engine.rollout_backends import build_engine
+from verigrad.engine.run import Run, RunError
+from verigrad.engine.schema import Metrics, ScoredGroup, VerifiedGroup, staleness
+from verigrad.engine.scoring import Scorer
+from verigrad.engine.screen import Screen
+from verigrad.engine.sync import WeightSync
+from verigrad.verifiers.base import Problem
+
+INTERRUPTED = 130
+
+
+@dataclass(slots=True)
+class Loop:
+    """The parts of a run, and the little besides the weights that changes from step to step."""
+
+    policy: Policy
+    sampler: Sampler
+    sync: WeightSync
+    scorer: Scorer
+    problems: data.ProblemStream
+    evals: Mapping[str, list[Problem]]
+    algorithm: Algorithm
+    policy_version: int = 0  # rollout batches trained on
+    keep_rate: KeepRate = field(default_factory=KeepRate)
+    nonfinite_in_row: int = 0
+
+
+def train(cfg: Config, screen: Screen) -> int:
+    """Train to `train.num_steps`, resuming from the newest whole checkpoint if the run folder holds one.
+
+    Killed at any moment and started again, a run records the same metrics as one that never was (all but
+    times). Returns the exit status.
+    """
+    torch.manual_seed(cfg.train.seed)
+    with Run(cfg) as run, Interrupt() as interrupt:
+        if run.first_step > cfg.train.num_steps:
+            screen.say(f"{cfg.run.folder} already holds all {cfg.train.num_steps} steps; nothing left to do")
+            return summary.show(run, screen)
+        with open_loop(cfg, run, screen) as loop:
+            if run.first_step == 1 and cfg.eval.every:
+                evaluate_all(loop, run, screen, cfg, step=0)
+            for step in range(run.first_step, cfg.train.num_steps + 1):
+                last = step == cfg.train.num_steps
+                with run.timed("total"):
+                    metrics, groups, kept = train_step(loop, run, cfg, step)
+                row = run.log_step(step, metrics, groups, kept)
+                screen.step(row, cfg.train.num_steps)
+                if cfg.eval.every and (step % cfg.eval.every == 0 or last):
+                    evaluate_all(loop, run, screen, cfg, step=step)
+                if interrupt.asked or step % cfg.run.save_every == 0 or last:
+                    with run.timed("save"):
+                        saved = run.save(step, state_of(loop), loop.policy.save_model)
+                for note in run.take_notes():
+                    screen.say(f"note: {note}")
+                if loop.nonfinite_in_row >= cfg.train.max_nonfinite_steps:
+                    raise RunError(
+                        f"{loop.nonfinite_in_row} steps in a row had a non-finite loss or gradient and were "
+                        f"skipped; their rollouts are in {cfg.run.folder}/rollouts. Lower optim.lr, or look "
+                        "there for extreme log-probabilities"
+                    )
+                if interrupt.asked and not last:
+                    screen.say(
+                        f"stopped after step {step}"
+                        + (", saved" if saved else ", NOT saved (see above)")
+                        + "; run the same command again to go on"
+                    )
+                    return INTERRUPTED
+            run.note(f"verifier health: {loop.scorer.health()}")
+        if not saved:
+            raise RunError(
+                "the last checkpoint could not be written; free space, then run the same command again"
+            )
+        return summary.show(run, screen)
+
+
+def train_step(
+    loop: Loop, run: Run, cfg: Config, step: int
+) -> tuple[Metrics, list[VerifiedGroup], dict[int, ScoredGroup]]:
+    """One step: what was measured, every group sampled, and those trained on by their position among them."""
+    groups, kept = collect(loop, run, cfg, step)
+    trained_on = [groups[position] for position in kept]
+    metrics = dynamic_sampling.group_stats(groups, trained_on)
+    metrics["staleness_mean"] = staleness(trained_on, now=loop.policy_version)
+    scored = advantage.score(trained_on, loop.algorithm.advantage, shape=loop.algorithm.shape)
+    with run.timed("train"):
+        loop.sampler.engine.release()
+        metrics |= update(loop, scored, cfg, step)
+        loop.sampler.engine.reclaim()
+    loop.sync.require_match(metrics)
+    with run.timed("sync"):
+        loop.policy_version += 1
+        metrics |= loop.sync.push(loop.policy_version)
+    metrics |= {"policy_version": float(loop.policy_version), "keep_rate": float(loop.keep_rate)}
+    return metrics, groups, dict(zip(kept, scored, strict=True))
+
+
+def collect(loop: Loop, run: Run, cfg: Config, step: int) -> tuple[list[VerifiedGroup], list[int]]:
+    """Sample and judge until `groups_per_step` groups are worth training on, or the budget is spent.
+
+    Dropped groups are replaced by other problems (DAPO's dynamic sampling). A round's groups are all waited
+    for and taken in the order their problems were drawn: taking the first to finish would favour short
+    answers. Returns every group, and the positions of the kept.
+    """
+    wanted = cfg.rollout.groups_per_step
+    refills = cfg.dynamic_sampling.enabled
+    cap = (
+        dynamic_sampling.sampling_cap(wanted, oversample=cfg.dynamic_sampling.oversample)
+        if refills
+        else wanted
+    )
+    params = SamplingParams(cfg.rollout.temperature, cfg.rollout.max_tokens, tuple(cfg.rollout.stop))
+    groups: list[VerifiedGroup] = []
+    kept: list[int] = []
+    while len(kept) < wanted and len(groups) < cap:
+        missing = wanted - len(kept)
+        num = dynamic_sampling.num_to_sample(missing, keep_rate=loop.keep_rate, sampled=len(groups), cap=cap)
+        problems = loop.problems.next_batch(num)
+        seed = (cfg.train.seed, step, len(groups))
+        with run.timed("rollout"):  # verifying overlaps sampling ...
+            arriving = loop.sampler.sample(problems, params, group_size=cfg.rollout.group_size, seed=seed)
+            pending = loop.scorer.submit(arriving)
+        with run.timed("verify"):  # ... and this is what is left of it
+            judged = loop.scorer.wait(pending)
+        loop.scorer.require_decided(judged)
+        keep = [len(groups) + i for i, group in enumerate(judged) if loop.algorithm.keep(group)]
+        loop.keep_rate = loop.keep_rate.update(len(keep), len(judged))
+        groups += judged
+        kept += keep
+    return groups, kept[:wanted]
+
+
+def update(loop: Loop, scored: list[ScoredGroup], cfg: Config, step: int) -> Metrics:
+    """`train.num_minibatches` optimizer steps over the kept groups; with none kept, no step and no change."""
+    size = -(-len(scored) // cfg.train.num_minibatches) or 1
+    minibatches = [
+        pack(
+            scored[start : start + size],
+            loop.algorithm.aggregate,
+            max_tokens=cfg.policy.tokens_per_batch,
+            overlong_filter=cfg.algorithm.overlong_filter,
+        )
+        for start in range(0, len(scored), size)
+    ]
+    decoupled = cfg.algorithm.old_logprobs == "trainer"
+    frozen = [
+        # The first minibatch's own forward pass gives its old log-probabilities; the others need theirs now.
+        loop.policy.frozen(batches, with_old=decoupled and index > 0)
+        for index, batches in enumerate(minibatches)
+    ]
+    updates = [
+        loop.policy.update(batches, loop.algorithm.loss, step=step, first=index == 0)
+        for index, batches in enumerate(frozen)
+        if batches
+    ]
+    skipped = sum(not done.applied for done in updates)
+    loop.nonfinite_in_row = loop.nonfinite_in_row + 1 if skipped else 0
+    return {**combine(updates), "skipped_updates": float(skipped)}
+
+
+def evaluate_all(loop: Loop, run: Run, screen: Screen, cfg: Config, *, step: int) -> None:
+    """Evaluate on every held-out set and record it."""
+    for name, problems in loop.evals.items():
+        with run.timed("eval"):
+            evaluation = evaluate(name, problems, loop.sampler, loop.scorer, cfg=cfg, step=step)
+        run.log_eval(evaluation)
+        screen.evaluation(evaluation.row)
+        screen.samples(evaluation.groups)
+
+
+@contextmanager
+def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
+    """Build every part, take up the checkpoint if there is one, and prove that trainer and sampler agree."""
+    with run.timed("start"):
+        model = model_files.fetch(cfg, progress=screen.progress)
+        prompter = Prompter(model.tokenizer, cfg.prompts)
+        accept = prompter.refusal_above(cfg.rollout.max_prompt_tokens)
+        dataset = data.load(cfg.data, seed=cfg.train.seed, accept=accept)
+        folder = model.folder if run.resume_from is None else str(run.resume_from[1])
+    with Scorer(cfg) as scorer:
+        with run.timed("start"):
+            screen.say("starting the sampler")
+            engine = build_engine(cfg, folder, eos_ids=model.eos_ids, seed=cfg.train.seed)
+            policy = Policy(cfg, folder, tokenizer=model.tokenizer, start_folder=model.folder)
+            sampler = Sampler(engine, prompter)
+            sync = WeightSync(policy, sampler, dataset.train[:2], cfg=cfg)
+            stream = data.ProblemStream(dataset.train, seed=cfg.train.seed, shuffle=cfg.data.shuffle)
+            loop = Loop(policy, sampler, sync, scorer, stream, dataset.evals, algorithms.build(cfg))
+            if run.resume_from is not None:
+                restore(loop, run.load_state())
+                screen.say(f"resuming after step {run.resume_from[0]}")
+            sync.push(loop.policy_version)
+        run.record_environment(
+            data=dataset.fingerprint, model=model.fingerprint, prompts=prompter.template_hash
+        )
+        try:
+            yield loop
+        finally:
+            engine.close()
+
+
+def state_of(loop: Loop) -> dict[str, object]:
+    """What a checkpoint holds besides the weights; sampling and schedules are functions of step and seed."""
+    return {
+        "policy": loop.policy.state(),
+        "problems": loop.problems.state(),
+        "policy_version": loop.policy_version,
+        "keep_rate": float(loop.keep_rate),
+        "nonfinite_in_row": loop.nonfinite_in_row,
+        "torch_rng": torch.get_rng_state(),
+    }
+
+
+def restore(loop: Loop, state: dict[str, object]) -> None:
+    """Take up `state_of`; the weights were loaded with the model."""
+    loop.policy.load_state(state["policy"])
+    loop.problems.load_state(state["problems"])
+    loop.policy_version = state["policy_version"]
+    loop.keep_rate = KeepRate(state["keep_rate"])
+    loop.nonfinite_in_row = state["nonfinite_in_row"]
+    torch.set_rng_state(state["torch_rng"])
