@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from tests.vectors import load
 from verigrad.engine.aggregation import constant, seq_mean_token_mean, seq_mean_token_sum, token_mean
-from verigrad.engine.loss import LossInputs, clipped, importance_weights, kl_term, merge, policy_loss
+from verigrad.engine.loss import (
+    LossInputs,
+    clipped,
+    importance_weights,
+    kl_term,
+    merge,
+    mismatch_sums,
+    policy_loss,
+)
 
 PLAIN = {
     "clip_low": 0.2,
@@ -266,6 +274,15 @@ def test_mismatch_is_k3_of_sampler_against_trainer():
     metrics = merge([policy_loss(inputs, **PLAIN)[1]])
     assert metrics["mismatch_kl"] == pytest.approx((math.exp(0.3) - 1 - 0.3) / 2)
     assert metrics["mismatch_max"] == pytest.approx(0.3)
+
+
+def test_bypass_can_measure_its_mismatch_against_the_trainer():
+    inputs = tokens(logprobs=[-1.0], old_logprobs=[-1.3])
+    sums = policy_loss(inputs, **PLAIN)[1]
+    assert sums["mismatch_max"] == 0
+    sums |= mismatch_sums(dataclasses.replace(inputs, old_logprobs=inputs.logprobs.detach()))
+    assert sums["mismatch_max"] == pytest.approx(0.3)
+    assert sums["mismatch_k3_sum"] == pytest.approx(math.exp(0.3) - 1 - 0.3)
 
 
 def test_entropy_bonus_lowers_the_loss():
