@@ -30,15 +30,6 @@ def keep_all(group: VerifiedGroup) -> bool:
     return bool(group.correctness)
 
 
-def first_kept(groups: Sequence[VerifiedGroup], *, keep: KeepFn, limit: int) -> list[VerifiedGroup]:
-    """The first `limit` groups that pass `keep`, in the order given.
-
-    Give the groups in the order their problems were drawn: taking those that finished first would
-    favour short completions.
-    """
-    return [group for group in groups if keep(group)][:limit]
-
-
 @dataclass(frozen=True, slots=True)
 class KeepRate:
     """Moving average of the share of sampled groups that were kept; float() of it is its whole state."""

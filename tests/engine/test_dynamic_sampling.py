@@ -9,7 +9,6 @@ from verigrad.engine import advantage
 from verigrad.engine.dynamic_sampling import (
     TOLERANCE,
     KeepRate,
-    first_kept,
     group_stats,
     has_signal,
     keep_all,
@@ -53,17 +52,6 @@ def test_keep_all_still_needs_one_decided_rollout():
     assert not keep_all(group([None, None]))
 
 
-def test_surplus_is_cut_in_the_order_of_problems():
-    groups = [
-        group([1.0, 1.0], name="a"),
-        group([1.0, 0.0], name="b", lengths=[99, 99]),
-        group([0.0, 1.0], name="c"),
-        group([0.0, 1.0], name="d", lengths=[1, 1]),
-    ]
-    kept = first_kept(groups, keep=has_signal, limit=2)
-    assert [g.problem.id for g in kept] == ["b", "c"]
-
-
 @pytest.mark.parametrize(
     ("missing", "keep_rate", "sampled", "expected"),
     [
@@ -105,7 +93,7 @@ def test_stats_cover_every_sampled_rollout():
         group([1.0, 0.0]),
         group([None, None]),
     ]
-    stats = group_stats(groups, first_kept(groups, keep=has_signal, limit=4))
+    stats = group_stats(groups, [g for g in groups if has_signal(g)])
     assert stats == pytest.approx(
         {
             "reward": 0.5,
