@@ -1,9 +1,9 @@
 """The nouns of verification: a Problem and an Attempt go in, a Verdict comes out."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 Outcome = Literal["right", "wrong", "partial", "unparseable", "timeout", "error"]
 Message = Mapping[str, Any]  # {"role": str, "content": str, ...}, as chat templates take them
@@ -34,7 +34,7 @@ class Attempt:
 
         A thought that was opened and never closed leaves nothing: prose inside it is no answer.
         """
-        before, closed, after = self.text.rpartition("</think>")
+        _, closed, after = self.text.rpartition("</think>")
         if closed:
             return after
         return "" if "<think>" in self.text else self.text
@@ -91,3 +91,48 @@ class Verifier(Protocol):
     def verify(self, problem: Problem, attempt: Attempt) -> Verdict:
         """Judge one attempt."""
         ...
+
+
+Runs = Literal["worker", "inline"]
+RUNS: tuple[Runs, ...] = ("worker", "inline")
+POLICY_ATTRIBUTE = "__verigrad_policy__"
+Plain = TypeVar("Plain")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How the engine runs a verifier; written by the `verifier` decorator, with these defaults without it."""
+
+    name: str = ""
+    version: str = "0"
+    runs: Runs = "worker"  # "worker": a killable process; "inline": trusted pure code, in this process
+    deadline_s: float = 10.0  # wall time of one call, enforced by killing the worker
+    canary: Mapping[str, Any] | None = (
+        None  # {"response", "answer", "prompt"?, "meta"?} that must earn a reward
+    )
+    warm_up: Callable[[], None] | None = None  # slow imports, done before the clock of a check starts
+
+
+def verifier(
+    name: str,
+    *,
+    version: str = "0",
+    runs: Runs = "worker",
+    deadline_s: float = 10.0,
+    canary: Mapping[str, Any] | None = None,
+    warm_up: Callable[[], None] | None = None,
+) -> Callable[[Plain], Plain]:
+    """Give a plain function or class a name, a version and an execution policy; it stays what it was."""
+    if runs not in RUNS:
+        raise ValueError(f"verifier {name!r}: runs={runs!r} is not available; use one of {', '.join(RUNS)}")
+    if not deadline_s > 0:
+        raise ValueError(f"verifier {name!r}: deadline_s={deadline_s}; expected a number of seconds above 0")
+    if canary is not None and not {"response", "answer"} <= set(canary):
+        raise ValueError(f"verifier {name!r}: canary has {sorted(canary)}; it needs 'response' and 'answer'")
+    policy = Policy(name, version, runs, deadline_s, canary, warm_up)
+
+    def mark(target: Plain) -> Plain:
+        setattr(target, POLICY_ATTRIBUTE, policy)
+        return target
+
+    return mark

@@ -1,0 +1,59 @@
+"""A completion -> the answer it states: the last closed box, an answer tag, or the last number."""
+
+import re
+from typing import Literal, get_args
+
+Extract = Literal["boxed", "answer_tag", "last_number"]
+EXTRACTS = get_args(Extract)
+BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+TOKEN = re.compile(r"\\boxed\s*(?P<bare>\d+|[A-Za-z])(?![A-Za-z])|\\.|[{}]", re.DOTALL)
+TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+SAID = re.compile(r"(?:final\s+)?answer\s*(?:is\b\s*:?|:)\s*([^\n]+)", re.IGNORECASE)
+NUMBER = re.compile(
+    r"-?(?:\\frac\{-?\d+\}\{-?\d+\}|(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+|[eE][+-]?\d+)?|\.\d+)%?"
+)
+
+
+def stated_answer(text: str, extract: Extract = "boxed") -> str | None:
+    """The answer stated in a text without its thinking, or None when it states none.
+
+    A closed box always wins, since prose never overrides a box. `answer_tag` then takes the last
+    `<answer>...</answer>` or "answer: ..." line, and `last_number` also the last number.
+    """
+    if extract not in EXTRACTS:
+        raise ValueError(f"math_answer: extract = {extract!r}; expected one of {', '.join(EXTRACTS)}")
+    box = last_box(text)
+    if box is not None:
+        return box.strip() or None
+    if extract == "boxed":
+        return None
+    for pattern in (TAG, SAID):
+        found = pattern.findall(text)
+        if found:
+            stated = found[-1].strip()
+            return (stated if pattern is TAG else stated.rstrip(".*")) or None
+    if extract == "last_number":
+        numbers = NUMBER.findall(text)
+        return numbers[-1] if numbers else None
+    return None
+
+
+def last_box(text: str) -> str | None:
+    """What stands in the last `\\boxed{...}` that closes; of nested boxes the innermost content.
+
+    One pass with a stack: a megabyte of braces costs what a megabyte of prose costs.
+    """
+    begins = {match.end(): match.end() + 1 for match in BOX.finditer(text)}  # opening brace -> content
+    opened: list[int | None] = []  # for each open brace, where its box's content begins
+    last: tuple[int, int] | None = None
+    for match in TOKEN.finditer(text):
+        if match["bare"]:
+            last = match.span("bare")
+        elif match.group() == "{":
+            opened.append(begins.get(match.start()))
+        elif match.group() == "}" and opened:
+            begin = opened.pop()
+            # A box that closes around another one began before it: the inner one says the answer.
+            if begin is not None and (last is None or begin > last[0]):
+                last = (begin, match.start())
+    return text[slice(*last)] if last else None

@@ -1,0 +1,109 @@
+"""A verifier's name, import path or file -> a LoadedVerifier. Listing the names imports none of them."""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from verigrad.verifiers.binding import LoadedVerifier, bind
+
+GROUP = "verigrad.verifiers"
+BUILTIN = {
+    "exact_match": "verigrad.verifiers.exact_match:exact_match",
+    "math_answer": "verigrad.verifiers.math_answer:math_answer",
+    "random": "verigrad.verifiers.random_reward:random_reward",
+}
+
+
+def available() -> dict[str, str]:
+    """Every verifier that has a name, and where it comes from; imports none of them."""
+    where = {name: f"built-in ({path})" for name, path in BUILTIN.items()}
+    for name, point in installed().items():
+        where[name] = f"{_distribution(point)} ({point.value})"
+    return dict(sorted(where.items()))
+
+
+def load(name: str, options: Mapping[str, Any] | None = None) -> LoadedVerifier:
+    """Find a verifier by built-in name, installed entry point, `path/file.py:name` or `package.module:name`.
+
+    Raises ValueError with the nearest right name for an unknown verifier or option.
+    """
+    plugins = installed()
+    path = plugins[name].value if name in plugins else BUILTIN.get(name, name)
+    module, colon, attribute = path.rpartition(":")
+    if not colon or not module or not attribute:
+        raise ValueError(_unknown(name))
+    loaded = _from_file(module) if module.endswith(".py") else _from_module(name, module)
+    target: Any = loaded
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            near = difflib.get_close_matches(part, [n for n in vars(loaded) if not n.startswith("_")], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "check the name after the colon"
+            raise ValueError(f"verifier {name!r}: {module} has nothing called {part!r}; {hint}")
+        target = getattr(target, part)
+    return bind(target, name=attribute if path == name else name, source=path, options=options or {})
+
+
+def installed() -> dict[str, EntryPoint]:
+    """The entry points of other packages; two that claim one name are refused."""
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        other = "a built-in verifier" if point.name in BUILTIN else None
+        if point.name in found and found[point.name].value != point.value:
+            other = _distribution(found[point.name])
+        if other:
+            raise ValueError(
+                f"{_distribution(point)} registers the verifier {point.name!r}, a name taken by {other}; "
+                "rename the entry point, or uninstall one of the two"
+            )
+        found[point.name] = point
+    return found
+
+
+def _from_file(file: str) -> Any:
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(f"verifier file {file} does not exist (looked at {path}); correct the path")
+    # Two files of one name are two plug-ins, so the module is named after the whole path.
+    name = f"verigrad_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _from_module(name: str, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(error.name + ".")):
+            raise ValueError(
+                f"verifier {name!r}: no module {error.name!r} to import; install the package that has it, "
+                "or write path/to/file.py:name"
+            ) from error
+        raise
+
+
+def _unknown(name: str) -> str:
+    names = available()
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    if name.endswith(".py"):
+        hint = f"write {name}:NAME, where NAME is the function in that file"
+    return f"verifier {name!r} is not known; {hint} (or path/file.py:name, or package.module:name)"
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an installed package"
