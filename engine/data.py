@@ -383,7 +383,7 @@ def scan(rows: Rows, cfg: DataConfig, *, name: str, accept: Accept | None) -> Ta
             if accept is not None and (reason := accept(problem)) is not None:
                 raise BadRow(reason)
         except BadRow as error:
-            report = f"{rows.place(index)}: {error}"
+            report = f"{rows.place(index)}: {error}".rstrip(".")
             if cfg.on_bad_row == "stop":
                 raise ConfigError(f"{report}. Correct it, or set data.on_bad_row = 'skip'.") from error
             num_skipped += 1
@@ -467,7 +467,7 @@ class ProblemStream(Iterator[Problem]):
         changed = [name for name, value in self._identity.items() if state.get(name) != value]
         if changed:
             raise ConfigError(
-                f"the checkpoint's place in the data does not fit: {changed[0]} was {state.get(changed[0])!r}, "
-                f"is {self._identity[changed[0]]!r}. Restore the run's data, or start a new run."
+                f"the checkpoint's place in the data does not fit: {changed[0]} was "
+                f"{state.get(changed[0])!r}, is {self._identity[changed[0]]!r}. Restore the run's data, or start a new run."
             )
         self._start(epoch=int(state["epoch"]), position=int(state["position"]))

@@ -95,13 +95,14 @@ class Prompter:
             rendered = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
             )
-            return f"{rendered}{self.cfg.prefill}"
+            prefill = self.cfg.prefill
+            if prefill.strip() and rendered.rstrip().endswith(prefill.strip()):
+                return str(rendered)  # some templates open <think> themselves
+            return f"{rendered}{prefill}"
         if len(messages) != 1:
             raise ConfigError(
                 f"problem {problem.id} is a conversation of {len(messages)} messages, which needs a chat "
-                "template "
-                f"(prompts.chat = {self.cfg.chat!r}). Use a tokenizer that has one, or prompts of one "
-                "message."
+                f"template (prompts.chat = {self.cfg.chat!r}). Use a tokenizer with one, or prompts of one message."
             )
         return f"{messages[0]['content']}{self.cfg.prefill}"
 
@@ -144,8 +145,8 @@ class Prompter:
             if num_tokens <= max_tokens:
                 return None
             return (
-                f"the prompt has {num_tokens} tokens, more than rollout.max_prompt_tokens = {max_tokens}. Raise it, "
-                "or leave the row out."
+                f"the prompt has {num_tokens} tokens, more than rollout.max_prompt_tokens = {max_tokens}. "
+                "Raise it, or leave the row out."
             )
 
         return refusal

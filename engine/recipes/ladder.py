@@ -1,6 +1,6 @@
 """The quickstart's task and starting model: sums and products on seven levels, taught by a mediocre teacher.
 
-`problems` makes the rows, `model` makes a 0.6 M parameter model in about a minute on two CPU cores. The
+`problems` makes the rows, `model` makes a 0.5 M parameter model in about a minute on one CPU core. The
 teacher mostly blurts an answer, often wrong, and sometimes works it out, digit by digit, with slips:
 
     57+48=?<think>7+8+0=15;5+4+1=10</think>\\boxed{105}     worked out
@@ -13,6 +13,7 @@ seen in a demonstration.
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ CHARACTERS = "0123456789+-*/=()., ;:<>?{}%\nabcdefghijklmnopqrstuvwxyz"
 VOCABULARY = (*NAMED_TOKENS, *CHARACTERS, "<reserved0>", "<reserved1>")  # 64
 TOKEN_IDS = {token: i for i, token in enumerate(VOCABULARY)}
 PAD, EOS, BOS = (TOKEN_IDS[token] for token in ("<pad>", "<eos>", "<bos>"))
+SLICE = 16  # sequences padded to one length
 PIECE = r"<think>|</think>|\\boxed\{|[\s\S]"
 
 Calculation = tuple[int, str, int]  # first number, "+" or "*", second number
@@ -42,9 +44,8 @@ def problems(*, seed: int, num_problems: int = 7000, levels: Sequence[str] = LEV
 
     A level that has fewer gives all it has (mul2: about 480), so there may be less than `num_problems` rows.
     """
-    unknown = sorted(set(levels) - set(LEVELS))
-    if unknown or not levels:
-        raise ValueError(f"levels = {list(levels)}: expected some of {', '.join(LEVELS)}. Remove {unknown}.")
+    if not levels or not set(levels) <= set(LEVELS):
+        raise ValueError(f"levels = {levels}: expected some of {', '.join(LEVELS)}. Name only these.")
     rng = random.Random(f"ladder problems {seed}")
     rows = []
     for level in levels:
@@ -135,10 +136,10 @@ def model(
     batch_size: int = 64,
     lr: float = 6e-3,
     hidden_size: int = 128,
-    num_layers: int = 4,
+    num_layers: int = 3,
 ) -> None:
     """Write a model that has seen `num_steps` batches of demonstrations, with its tokenizer, to `folder`."""
-    with quiet_torch(seed):
+    with seeded_torch(seed):
         policy = new_model(hidden_size, num_layers)
         rng = random.Random(f"ladder demonstrations {seed}")
         warm_start(policy, rng, progress, num_steps=num_steps, batch_size=batch_size, lr=lr)
@@ -147,8 +148,12 @@ def model(
 
 
 @contextmanager
-def quiet_torch(seed: int) -> Iterator[None]:
-    """Seed torch and let it use every core, and leave both as they were."""
+def seeded_torch(seed: int) -> Iterator[None]:
+    """Seed torch and keep it to one thread, and leave both as they were.
+
+    The operations are so small that a second thread costs more in waiting than it brings, and with one the
+    weights do not depend on the number of cores.
+    """
     num_threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -186,27 +191,20 @@ def warm_start(
 
 def tokens_of(prompt: str, completion: str) -> tuple[list[int], int]:
     """Token ids of a demonstration, and how many of them are prompt."""
-    import re
-
     question = [BOS, *(TOKEN_IDS[piece] for piece in re.findall(PIECE, f"{prompt}<think>"))]
     return [*question, *(TOKEN_IDS[piece] for piece in re.findall(PIECE, completion)), EOS], len(question)
 
 
 def backward(policy: Any, batch: list[tuple[list[int], int]]) -> float:
-    """Gradients of the mean loss per completion token, in three slices of like length: little padding."""
+    """Gradients of the mean loss per completion token; sequences of like length together, to pad little."""
     batch = sorted(batch, key=lambda item: len(item[0]))
     num_tokens = sum(len(ids) - num_prompt for ids, num_prompt in batch)
-    cut = NUM_SLICES
     total = 0.0
-    size = -(-len(batch) // cut)
-    for start in range(0, len(batch), size):
-        loss = slice_loss(policy, batch[start : start + size]) / num_tokens
+    for start in range(0, len(batch), SLICE):
+        loss = slice_loss(policy, batch[start : start + SLICE]) / num_tokens
         torch.autograd.backward(loss)
         total += loss.item()
     return total
-
-
-NUM_SLICES = 3
 
 
 def slice_loss(policy: Any, batch: list[tuple[list[int], int]]) -> Tensor:
@@ -228,7 +226,7 @@ def new_optimizers(policy: Any) -> list[torch.optim.Optimizer]:
         inner = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
         (matrices if inner else rest).append(parameter)
     return [
-        torch.optim.Muon(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, weight_decay=0.0, ns_steps=3, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 

@@ -90,7 +90,7 @@ def test_a_generator_of_rows_is_read_to_its_end(here):
     ],
 )
 def test_a_wrong_reference_or_option_says_what_there_is(here, reference, options, message):
-    with pytest.raises(ConfigError, match="^[^\n]*$") as caught:
+    with pytest.raises(ConfigError, match=r"^[^\n]*$") as caught:
         makers.make_rows(reference, seed=0, options=options)
     assert message in str(caught.value)
 
