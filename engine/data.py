@@ -468,6 +468,7 @@ class ProblemStream(Iterator[Problem]):
         if changed:
             raise ConfigError(
                 f"the checkpoint's place in the data does not fit: {changed[0]} was "
-                f"{state.get(changed[0])!r}, is {self._identity[changed[0]]!r}. Restore the run's data, or start a new run."
+                f"{state.get(changed[0])!r}, is {self._identity[changed[0]]!r}. "
+                "Restore the run's data, or start a new run."
             )
         self._start(epoch=int(state["epoch"]), position=int(state["position"]))

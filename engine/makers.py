@@ -179,27 +179,26 @@ def module_of_file(path: Path) -> ModuleType:
 
 def check_options(maker: Maker, *, given: Sequence[str], options: Mapping[str, Any]) -> None:
     """Refuse options the function does not take, and a function that refuses what every maker is given."""
-    parameters = inspect.signature(maker.function).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        known = [*given, *options]
-    else:
-        known = [p.name for p in parameters]
-    missing = [name for name in given if name != "folder" and name not in known]
-    if missing:
+    parameters = list(inspect.signature(maker.function).parameters.values())
+    if given[0] == "folder":  # given by place: its name is the maker's own affair
+        given, parameters = given[1:], parameters[1:]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    missing = [name for name in given if name not in known]
+    if missing and not takes_any:
         raise ConfigError(
             f"{maker.reference} does not take {' and '.join(missing)}: a maker of this kind is called with "
-            f"{', '.join(given)}. Add the missing ones to its arguments."
+            f"{' and '.join(given)}. Add the missing ones to its arguments."
         )
     takes = [name for name in known if name not in given]
     for name in options:
-        if name in given or name not in known:
+        if name in given or (name not in takes and not takes_any):
             raise ConfigError(
                 f"{maker.reference} takes no option {name!r}; it takes {', '.join(takes) or 'none'}. "
-                "Remove it."
+                "Remove it, or correct its name."
             )
-    required = [p.name for p in parameters if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
-    absent = [name for name in required if name not in given and name not in options]
-    if absent:
+    needed = {p.name for p in parameters if p.default is p.empty and p.name in takes}
+    if absent := sorted(needed - set(options)):
         raise ConfigError(f"{maker.reference} needs the option {absent[0]!r}. Add it to `options`.")
 
 

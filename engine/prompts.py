@@ -102,7 +102,8 @@ class Prompter:
         if len(messages) != 1:
             raise ConfigError(
                 f"problem {problem.id} is a conversation of {len(messages)} messages, which needs a chat "
-                f"template (prompts.chat = {self.cfg.chat!r}). Use a tokenizer with one, or prompts of one message."
+                f"template, and prompts.chat = {self.cfg.chat!r} gives none here. "
+                "Use a model with a chat template, or prompts of one message."
             )
         return f"{messages[0]['content']}{self.cfg.prefill}"
 

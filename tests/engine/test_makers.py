@@ -95,6 +95,12 @@ def test_a_wrong_reference_or_option_says_what_there_is(here, reference, options
     assert message in str(caught.value)
 
 
+def test_a_model_maker_that_cannot_report_progress_is_refused(here):
+    (here / "mine.py").write_text("def model(folder, *, seed):\n    pass\n")
+    with pytest.raises(ConfigError, match=r"mine.py:model does not take progress"):
+        makers.make_model("mine.py:model", seed=0, options={})
+
+
 def test_a_model_is_made_once_for_its_seed_options_and_source(here):
     told = []
     first = makers.make_model(
