@@ -266,6 +266,8 @@ def to_problem(row: Mapping[str, Any], columns: Mapping[str, str]) -> Problem:
     if "prompt" not in values:
         raise BadRow(missing("prompt", row, 'name it with data.columns = {prompt = "..."}'))
     prompt = check_prompt(values.pop("prompt"))
+    if not is_unicode(prompt):
+        raise BadRow("has a prompt with half a surrogate pair, which no tokenizer takes")
     answer = None
     named = next((name for name in ANSWER_COLUMNS if values.get(name) is not None), None)
     if named is not None:
@@ -293,7 +295,7 @@ def check_prompt(prompt: Any) -> str | list[dict[str, Any]]:
         if not prompt.strip():
             raise BadRow("has an empty prompt")
         return prompt
-    if not isinstance(prompt, list) or not prompt:
+    if not isinstance(prompt, list | tuple) or not prompt:
         raise BadRow(f"has a prompt that is {prompt!r:.60}, expected text or a list of messages")
     for number, message in enumerate(prompt, 1):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
@@ -305,7 +307,8 @@ def check_prompt(prompt: Any) -> str | list[dict[str, Any]]:
     last = prompt[-1]
     if last["role"] == "assistant" or not last.get("content"):
         raise BadRow(f"has a prompt that ends with {last['role']!r} and nothing to reply to")
-    return [dict(message) for message in prompt]
+    # Arrow gives every message the keys of all, as None where it has none of its own
+    return [{k: v for k, v in m.items() if v is not None or k == "content"} for m in prompt]
 
 
 def normalised(prompt: str | Sequence[Mapping[str, Any]]) -> str:
@@ -314,6 +317,15 @@ def normalised(prompt: str | Sequence[Mapping[str, Any]]) -> str:
         turns = [m.get("content") or m.get("tool_calls") for m in prompt if m["role"] != "system"]
         prompt = "\n".join(turn if isinstance(turn, str) else canonical(turn) for turn in turns)
     return "".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+
+
+def is_unicode(prompt: str | Sequence[Mapping[str, Any]]) -> bool:
+    """Whether it can be written as UTF-8; JSON's `\\ud800` alone cannot."""
+    try:
+        (prompt if isinstance(prompt, str) else canonical(prompt)).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def canonical(value: Any) -> str:

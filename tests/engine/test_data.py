@@ -133,6 +133,12 @@ def test_messages_are_prompts(here):
     assert read("a.jsonl").train[0].prompt == messages
 
 
+def test_messages_of_a_table_have_no_keys_of_other_messages(here):
+    prompt = [{"role": "system", "content": "x", "name": "me"}, {"role": "user", "content": "1+1=?"}]
+    pq.write_table(pa.Table.from_pylist([{"prompt": prompt, "answer": "2"}]), here / "a.parquet")
+    assert read("a.parquet").train[0].prompt == prompt
+
+
 # Bad rows
 
 BAD = [
@@ -144,6 +150,7 @@ BAD = [
     ('{"prompt": "1+1=?"}', "has no column 'answer'; it has prompt"),
     ('{"prompt": "1+1=?", "answer": null}', "has an empty answer"),
     ('{"prompt": "1+1=?", "answer": " "}', "has an empty answer"),
+    ('{"prompt": "1+1 \\ud800", "answer": "2"}', "half a surrogate pair"),
     ('{"prompt": [], "answer": "2"}', "has a prompt that is []"),
     (
         '{"prompt": [{"content": "hi"}], "answer": "2"}',
