@@ -11,6 +11,7 @@ QUIET = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinning would also pin the trainer and the verifier's workers
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve the workers on a small machine
     "KMP_BLOCKTIME": "0",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",

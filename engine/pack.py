@@ -1,13 +1,12 @@
 """Scored groups to packed batches: rollouts end to end, no padding, one optimizer step weighted at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from verigrad.engine.aggregation import AggregateFn
 from verigrad.engine.schema import PackedBatch, Rollout, ScoredGroup
-
-Aggregate = Callable[[Sequence[int]], list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +17,7 @@ class _Row:
 
 
 def pack(
-    groups: Sequence[ScoredGroup], aggregate: Aggregate, *, max_tokens: int, overlong_filter: bool = False
+    groups: Sequence[ScoredGroup], aggregate: AggregateFn, *, max_tokens: int, overlong_filter: bool = False
 ) -> list[PackedBatch]:
     """All that one optimizer step trains on, as batches of at most `max_tokens` tokens.
 

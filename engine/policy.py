@@ -34,7 +34,7 @@ class Update:
 
 
 def combine(updates: Sequence[Update]) -> Metrics:
-    """One step's optimizer steps as one set of metrics, with the mismatch of the first: no weight had moved."""
+    """One step's optimizer steps as one set of metrics; mismatch is the first one's, no weight had moved."""
     metrics = merge(
         [part for done in updates for part in done.sums], num_optimizer_steps=max(1, len(updates))
     )

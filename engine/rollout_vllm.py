@@ -4,7 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor
+
+if not torch.cuda.is_available():
+    # vLLM compiles small helpers on first use; on a CPU that costs 20 s and saves nothing.
+    torch._dynamo.config.disable = True
+
 from vllm import LLM
 from vllm import SamplingParams as VllmParams
 from vllm.sampling_params import RequestOutputKind
@@ -33,6 +39,7 @@ class VllmEngine:
             skip_tokenizer_init=not cfg.rollout.stop,
             trust_remote_code=cfg.policy.trust_remote_code,
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             generation_config="vllm",  # the model folder's own top_p or temperature must not sneak in
             **self._device_settings(cfg),
         )
@@ -43,7 +50,14 @@ class VllmEngine:
 
     def _device_settings(self, cfg: Config) -> dict[str, Any]:
         if not self.on_gpu:
-            return {"enforce_eager": True, "kv_cache_memory_bytes": int(cfg.rollout.kv_cache_gb * 2**30)}
+            longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_tokens
+            return {
+                "enforce_eager": True,
+                "kv_cache_memory_bytes": int(cfg.rollout.kv_cache_gb * 2**30),
+                # A prompt cut in two makes vLLM rewind the request's seed, which a CPU generator cannot.
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(longest, 4096),
+            }
         return {
             "enforce_eager": cfg.rollout.enforce_eager,
             "gpu_memory_utilization": cfg.rollout.gpu_memory_frac,

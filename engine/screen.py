@@ -72,7 +72,7 @@ class Screen:
                 self.say(f"{text}  {facts or f'{done / total:.0%}'}")
             return
         if name not in self._tasks:
-            self._tasks[name] = self._bar.add_task(text, total=total, completed=done, facts="")
+            self._tasks[name] = self._bar.add_task(text, total=total, facts="")
         self._bar.update(self._tasks[name], description=text, completed=done, facts=facts)
 
     def evaluation(self, row: Mapping[str, Any]) -> None:

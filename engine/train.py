@@ -10,6 +10,7 @@ change a step, change this file.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -223,7 +224,7 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
             engine.close()
 
 
-def state_of(loop: Loop) -> dict[str, object]:
+def state_of(loop: Loop) -> dict[str, Any]:
     """What a checkpoint holds besides the weights; sampling and schedules are functions of step and seed."""
     return {
         "policy": loop.policy.state(),
@@ -235,7 +236,7 @@ def state_of(loop: Loop) -> dict[str, object]:
     }
 
 
-def restore(loop: Loop, state: dict[str, object]) -> None:
+def restore(loop: Loop, state: dict[str, Any]) -> None:
     """Take up `state_of`; the weights were loaded with the model."""
     loop.policy.load_state(state["policy"])
     loop.problems.load_state(state["problems"])

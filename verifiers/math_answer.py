@@ -1,7 +1,7 @@
 """A completion and the right answer -> whether the answer it states has the same value.
 
-What counts as the same is written down in docs/verifiers/math_answer.md. Numbers are compared exactly; sympy is
-asked only about what is no rational number, and only about sizes that can be worked out.
+What counts as the same is written down in docs/verifiers/math_answer.md. Numbers are compared exactly; sympy
+is asked only about what is no rational number, and only about sizes that can be worked out.
 """
 
 import re

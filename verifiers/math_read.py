@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from verigrad.verifiers.math_exact import rational
 from verigrad.verifiers.math_text import FUNCTIONS, split_top
@@ -14,6 +15,7 @@ NAME = re.compile(
     r"(?:\\?[A-Za-z]+|\"[^\"]*\")(?:_(?:\w|\{[^{}]*\}))?'*(?:\s*(?:\\?[A-Za-z]+|\"[^\"]*\"))*"
     r"(?:\s*\([A-Za-z](?:\s*,\s*[A-Za-z])*\))?"
 )
+PROSE = re.compile(rf'"|(?<![\\A-Za-z])(?!(?:{"|".join(FUNCTIONS)})\b)[A-Za-z]{{4,}}')
 FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 EVERYTHING = {"all real numbers", "all reals", "the real numbers", "real numbers"}
 MAX_PARTS = 200
@@ -219,7 +221,7 @@ def _without(points: Sequence[Node]) -> Node:
     elif len(points) > 1:
         raise Unreadable("it leaves out several points that are no numbers")
     edges = [MINUS_INFINITY, *points, INFINITY]
-    return Union(tuple(Seq("(", pair, ")") for pair in zip(edges, edges[1:], strict=False)))
+    return Union(tuple(Seq("(", pair, ")") for pair in pairwise(edges)))
 
 
 def _relation(text: str, depth: int) -> Node | None:
@@ -372,7 +374,7 @@ def _leaf(text: str) -> Node:
     percent = value.endswith("%")
     value = _unwrapped(value.rstrip("% ").strip())
     exact = rational(value)
-    if exact is None and re.search(r'"|(?<![\\A-Za-z])(?!(?:%s)\b)[A-Za-z]{4,}' % "|".join(FUNCTIONS), value):
+    if exact is None and PROSE.search(value):
         return Text(words(text))
     return Leaf(value, exact, unit, percent)
 

@@ -19,7 +19,8 @@ from verigrad.verifiers.math_text import FUNCTIONS
 CONVERSION = ConversionConfig(lowercase_symbols=False)
 MAX_LENGTH = 1000  # characters given to the LaTeX parser
 MAX_PARENTHESES = 16  # nested: the parser's time grows steeply with them
-MAX_TERMS = 10_000  # of a sum or product with numbers for limits
+MAX_TERMS_LOG10 = 4  # of a sum or product with numbers for limits
+MAX_NODES = 2000  # of an expression's tree
 POINTS = (
     ("7", "13"),
     ("-11", "17"),
@@ -105,14 +106,17 @@ def _nesting(text: str) -> int:
 
 def check_size(expr: Any) -> None:
     """Raise TooLarge if any number in the tree would have more than MAX_DIGITS digits."""
-    num_nodes = 0
-    for node in sympy.preorder_traversal(expr):
-        num_nodes += 1
-        if num_nodes > 2000:
+    for num_nodes, node in enumerate(sympy.preorder_traversal(expr)):
+        if num_nodes > MAX_NODES:
             raise TooLarge
         if isinstance(node, sympy.Sum | sympy.Product):
             for _, low, high in (limit for limit in node.limits if len(limit) == 3):
-                if low.is_Integer and high.is_number and high.is_finite and _log10(high - low) > 4:
+                if (
+                    low.is_Integer
+                    and high.is_number
+                    and high.is_finite
+                    and _log10(high - low) > MAX_TERMS_LOG10
+                ):
                     raise TooLarge
     _log10(expr)
 
@@ -162,7 +166,7 @@ def _same(one: Any, other: Any) -> bool:
         if not letters or not letters <= INTEGER_LETTERS or not _integer_minded(difference):
             return False
         # (-1)^n and cos(n pi) agree only where such letters live: on the integers.
-        points = [{symbol: at + 3 for symbol in difference.free_symbols} for at in range(8)]
+        points = [dict.fromkeys(difference.free_symbols, at + 3) for at in range(8)]
         return all(_vanishes(difference, point) is True for point in points)
     return False
 

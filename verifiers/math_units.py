@@ -64,7 +64,7 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     # The unit is the longest tail made of words only; looked for near the end, since it must be short.
     start = max(0, len(text) - EARLIEST_TAIL)
     for at in range(max(start, 1), len(text)):
-        if text[at - 1].isalpha() and text[at].isalpha() or text[at - 1] == "\\":
+        if (text[at - 1].isalpha() and text[at].isalpha()) or text[at - 1] == "\\":
             continue
         tail = text[at:].strip()
         if not tail or not (tail[0].isalpha() or tail[0] in '"°') or text[:at].count('"') % 2:

@@ -1,0 +1,134 @@
+"""`verigrad verify` and `verigrad verifiers`, called as the command line calls them."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+
+from verigrad.engine import list_verifiers, verify
+
+
+def call(module, *words):
+    parser = argparse.ArgumentParser(prog="verigrad")
+    module.add_arguments(parser)
+    return module.run(parser.parse_args([str(word) for word in words]))
+
+
+@pytest.fixture
+def cases(tmp_path):
+    def write(*rows):
+        path = tmp_path / "cases.jsonl"
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+def test_verdicts_stand_in_the_order_of_the_cases(cases, tmp_path):
+    rows = [{"response": rf"\boxed{{{n % 3}}}", "answer": 1, "prompt": "1?"} for n in range(30)]
+    out = tmp_path / "new" / "out.jsonl"
+    assert call(verify, "math_answer", cases(*rows), "-o", out) == 0
+    verdicts = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["index"] for row in verdicts] == list(range(30))
+    assert [row["reward"] for row in verdicts] == [1.0 if n % 3 == 1 else 0.0 for n in range(30)]
+    assert set(verdicts[0]) == {"index", "reward", "outcome", "parts", "reason", "seconds"}
+
+
+def test_verdicts_go_to_stdout_and_the_summary_to_stderr(cases, capsys):
+    path = cases({"response": "yes", "answer": "YES"}, {"response": "no", "answer": "YES"})
+    assert call(verify, "exact_match", path, "--option", "casefold=true", "--json") == 0
+    captured = capsys.readouterr()
+    assert [json.loads(line)["outcome"] for line in captured.out.splitlines()] == ["right", "wrong"]
+    summary = json.loads(captured.err)
+    assert summary["cases"] == 2
+    assert summary["right"] == 1
+    assert summary["reward"] == 0.5
+
+
+def test_an_undecided_case_is_null_and_exits_with_1(cases, capsys):
+    assert call(verify, "exact_match", cases({"response": "yes"})) == 1
+    assert json.loads(capsys.readouterr().out)["reward"] is None
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{broken", "cases.jsonl:2: not JSON"),
+        ("[1]", "cases.jsonl:2: found list"),
+        ('{"answer": 1}', "cases.jsonl:2: no 'response'"),
+        ('{"response": 5, "answer": 1}', "cases.jsonl:2: response = 5"),
+        ('{"response": "a", "anwser": 1}', "cases.jsonl:2: unknown field 'anwser'"),
+        ('{"response": "a", "meta": 3}', "cases.jsonl:2: meta is int"),
+    ],
+)
+def test_a_malformed_line_is_named_and_the_old_output_is_kept(cases, tmp_path, capsys, line, complaint):
+    out = tmp_path / "out.jsonl"
+    out.write_text("earlier work\n")
+    assert call(verify, "exact_match", cases({"response": "a", "answer": "a"}, line), "-o", out) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
+    assert out.read_text() == "earlier work\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["exact_mach"], "did you mean 'exact_match'?"),
+        (["exact_match", "--option", "casefoldd=true"], "did you mean 'casefold'?"),
+        (["exact_match", "--option", "casefold"], "expected key=value"),
+        (["exact_match", "--num-workers", "0"], "at least 1 worker"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exits_with_2(cases, capsys, words, complaint):
+    name, *rest = words
+    assert call(verify, name, cases({"response": "a", "answer": "a"}), *rest) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
+
+
+def test_a_file_that_is_not_there_exits_with_2(tmp_path, capsys):
+    assert call(verify, "exact_match", tmp_path / "nowhere.jsonl") == 2
+    assert "nowhere.jsonl" in capsys.readouterr().err
+
+
+def test_the_list_names_what_is_built_in(capsys):
+    assert call(list_verifiers, "--json") == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {"math_answer", "exact_match", "random"} <= set(rows)
+    assert rows["math_answer"]["runs"] == "worker"
+    assert rows["math_answer"]["doc"].startswith("Right if")
+    assert call(list_verifiers) == 0
+    assert "exact_match" in capsys.readouterr().out
+
+
+def test_a_plug_in_that_does_not_import_is_listed_with_its_error(tmp_path, monkeypatch, capsys):
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[verigrad.verifiers]\nbroken = broken_plugin:verify\n")
+    (tmp_path / "broken_plugin.py").write_text("raise RuntimeError('no licence file')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert call(list_verifiers, "--json") == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert "no licence file" in rows["broken"]["error"]
+    assert rows["broken"]["from"].startswith("broken 1.0")
+    assert rows["math_answer"]["error"] is None
+
+
+def test_neither_verb_imports_torch():
+    code = (
+        "import sys; from verigrad.engine import verify, list_verifiers;"
+        "assert 'torch' not in sys.modules and 'sympy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_help_shows_an_example():
+    for module in (verify, list_verifiers):
+        parser = argparse.ArgumentParser(prog="verigrad")
+        module.add_arguments(parser)
+        assert "example:" in parser.format_help()
