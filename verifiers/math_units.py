@@ -9,7 +9,8 @@ from verigrad.verifiers.math_text import FUNCTIONS
 F = Fraction
 LENGTH = {
     "m": F(1), "meter": F(1), "metre": F(1), "cm": F(1, 100), "centimeter": F(1, 100), "mm": F(1, 1000),
-    "centimetre": F(1, 100), "millimeter": F(1, 1000), "km": F(1000), "kilometer": F(1000), "kilometre": F(1000),
+    "centimetre": F(1, 100), "millimeter": F(1, 1000), "km": F(1000), "kilometer": F(1000),
+    "kilometre": F(1000),
     "um": F(1, 10**6), "nm": F(1, 10**9), "dm": F(1, 10), "in": F(254, 10000), "inch": F(254, 10000),
     "inche": F(254, 10000), "ft": F(3048, 10000), "foot": F(3048, 10000), "feet": F(3048, 10000),
     "yd": F(9144, 10000), "yard": F(9144, 10000), "mi": F(1609344, 1000), "mile": F(1609344, 1000),

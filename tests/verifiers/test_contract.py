@@ -1,0 +1,133 @@
+"""What every verifier keeps, ours and yours.
+
+Run it on your own: VERIGRAD_VERIFIERS=path/to/file.py:name pytest tests/verifiers/test_contract.py
+"""
+
+import json
+import os
+
+import pytest
+
+from verigrad.verifiers import registry
+from verigrad.verifiers.base import Attempt, Problem
+from verigrad.verifiers.isolation import VerifierPool
+
+NAMES = [name for name in os.environ.get("VERIGRAD_VERIFIERS", "").split(",") if name] or list(
+    registry.BUILTIN
+)
+ANSWERS = {"exact_match": ("right", "right"), "math_answer": (r"\boxed{\frac{1}{2}}", "0.5")}
+NASTY = [
+    "",
+    " ",
+    "\x00\x01\x02",
+    "\ud800",  # half a surrogate pair, as a cut tokenizer gives it
+    "😀" * 1000,
+    "{" * 10_000,
+    "\\" * 10_001,
+    r"\boxed{" * 1000,
+    r"\boxed{" + "((((((((((" * 200 + "}",
+    "<think>" * 1000,
+    "</think>",
+    r"\boxed{\frac{1}{0}}",
+    r"\boxed{" + "9" * 49_000 + "}",
+    "NaN",
+    r"\boxed{\infty}",
+    "-1e999999",
+    "null",
+    "__import__('os')._exit(0)",
+    r"\boxed{a_{b_{c_{d}}}}",
+    "\n" * 50_000,
+]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def pool(request):
+    with VerifierPool(request.param, num_workers=1, seed=7) as pool:
+        yield pool
+
+
+@pytest.fixture
+def problem(pool):
+    known = pool.verifier.policy.canary or {}
+    _, answer = ANSWERS.get(pool.verifier.name, ("", known.get("answer", "1")))
+    return Problem("p1", known.get("prompt", "1?"), answer, known.get("meta", {}))
+
+
+def judge(pool, problem, *texts):
+    return pool.submit(problem, [Attempt(text) for text in texts]).result(120)
+
+
+def test_it_has_a_name_a_version_and_a_line_of_documentation(pool):
+    assert pool.verifier.name
+    assert pool.verifier.doc, "write a docstring: `verigrad verifiers` shows its first line"
+    assert pool.verifier.policy.deadline_s > 0
+
+
+def test_nothing_a_model_writes_makes_it_fail(pool, problem):
+    verdicts = judge(pool, problem, *NASTY)
+    for text, verdict in zip(NASTY, verdicts, strict=True):
+        assert verdict.reward is not None, f"{text[:60]!r}: {verdict.reason}"
+
+
+def test_it_says_the_same_twice(pool, problem):
+    texts = [*NASTY[:8], "1", r"\boxed{1}"]
+    first, second = judge(pool, problem, *texts), judge(pool, problem, *texts)
+    assert [(v.reward, v.outcome) for v in first] == [(v.reward, v.outcome) for v in second]
+
+
+def test_verdicts_can_be_written_down(pool, problem):
+    for verdict in judge(pool, problem, "1", r"\boxed{1}"):
+        assert "\n" not in verdict.reason
+        assert len(verdict.reason) < 1000
+        assert verdict.seconds >= 0
+        json.dumps([verdict.reward, verdict.outcome, dict(verdict.parts), verdict.reason], allow_nan=False)
+
+
+def test_its_known_case_earns_a_reward(pool, problem):
+    known = pool.verifier.policy.canary
+    if known is None:
+        pytest.skip(f"{pool.verifier.name} declares no canary")
+    (verdict,) = judge(pool, problem, known["response"])
+    assert verdict.reward is not None
+    assert verdict.reward > 0
+
+
+def test_an_unknown_option_is_refused_by_name(pool):
+    with pytest.raises(ValueError, match="no option 'surely_not_an_option'"):
+        VerifierPool(pool.verifier.source, options={"surely_not_an_option": 1})
+
+
+@pytest.mark.parametrize("name", sorted(ANSWERS))
+def test_right_is_right_and_wrong_is_wrong(name):
+    response, answer = ANSWERS[name]
+    verifier = registry.load(name)
+    right, wrong = verifier.judge(Problem("p", "?", answer), [Attempt(response), Attempt("something else")])
+    assert (right.reward, wrong.reward) == (1.0, 0.0)
+
+
+def test_random_pays_its_share_whatever_is_said():
+    verifier = registry.load("random", {"p": 0.3})
+    attempts = [Attempt(f"attempt {n}") for n in range(4000)]
+    rewards = [verdict.reward for verdict in verifier.judge(Problem("p", "?", "1"), attempts, seed=3)]
+    assert 0.27 < sum(rewards) / len(rewards) < 0.33
+    other_answer = verifier.judge(Problem("p", "?", "attempt 1"), attempts, seed=3)
+    assert [verdict.reward for verdict in other_answer] == rewards, "it must not look at the answer"
+    other_seed = verifier.judge(Problem("p", "?", "1"), attempts, seed=4)
+    assert [verdict.reward for verdict in other_seed] != rewards
+    same_text = verifier.judge(Problem("p", "?", "1"), [Attempt("same")] * 50, seed=3)
+    assert len({verdict.reward for verdict in same_text}) == 2, "siblings draw apart even with equal texts"
+
+
+def test_exact_match_has_two_options_and_accepts_several_answers():
+    def reward(text, answer, **options):
+        (verdict,) = registry.load("exact_match", options).judge(Problem("p", "?", answer), [Attempt(text)])
+        return verdict.reward
+
+    assert reward(" Paris\n", "Paris") == 1.0
+    assert reward("paris", "Paris") == 0.0
+    assert reward("paris", "Paris", casefold=True) == 1.0
+    assert reward("New  York", "New York") == 0.0
+    assert reward("New\n York", "New York", collapse_whitespace=True) == 1.0
+    assert reward("<think>London</think>Paris", ["London", "Paris"]) == 1.0
+    assert reward("4", 4) == 1.0
+    assert reward("Paris", None) is None
