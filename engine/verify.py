@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             verdicts = []
             for index, verdict in enumerate(judged(pool, cases)):
                 verdicts.append(verdict)
-                out.write(json.dumps(row(index, verdict), ensure_ascii=False) + "\n")
+                out.write(json.dumps(row(index, verdict)) + "\n")
         stats = pool.stats()
     summary: dict[str, int] = {"cases": len(verdicts)}
     summary |= Counter(str(verdict.outcome) for verdict in verdicts)
