@@ -1,6 +1,6 @@
 """The quickstart's task and starting model: sums and products on seven levels, taught by a mediocre teacher.
 
-`problems` makes the rows, `model` makes a 0.5 M parameter model in about a minute on one CPU core. The
+`problems` makes the rows, `model` makes a 0.6 M parameter model in about a minute on one CPU core. The
 teacher mostly blurts an answer, often wrong, and sometimes works it out, digit by digit, with slips:
 
     57+48=?<think>7+8+0=15;5+4+1=10</think>\\boxed{105}     worked out
@@ -136,7 +136,7 @@ def model(
     batch_size: int = 64,
     lr: float = 6e-3,
     hidden_size: int = 128,
-    num_layers: int = 3,
+    num_layers: int = 4,
 ) -> None:
     """Write a model that has seen `num_steps` batches of demonstrations, with its tokenizer, to `folder`."""
     with seeded_torch(seed):
@@ -226,7 +226,7 @@ def new_optimizers(policy: Any) -> list[torch.optim.Optimizer]:
         inner = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
         (matrices if inner else rest).append(parameter)
     return [
-        torch.optim.Muon(matrices, weight_decay=0.0, ns_steps=3, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
