@@ -13,9 +13,11 @@ from verigrad.verifiers.math_units import Unit, split_unit
 RELATION = re.compile(r"\\(?:le|ge|ne|in|approx)(?![A-Za-z])|[<>=]")
 NAME = re.compile(
     r"(?:\\?[A-Za-z]+|\"[^\"]*\")(?:_(?:\w|\{[^{}]*\}))?'*(?:\s*(?:\\?[A-Za-z]+|\"[^\"]*\"))*"
-    r"(?:\s*\([A-Za-z](?:\s*,\s*[A-Za-z])*\))?"
+    r"(?:\s*\([A-Za-z](?:\s*,\s*[A-Za-z])*\))?|\([A-Za-z](?:\s*,\s*[A-Za-z])+\)"
 )
 PROSE = re.compile(rf'"|(?<![\\A-Za-z])(?!(?:{"|".join(FUNCTIONS)})\b)[A-Za-z]{{4,}}')
+TRIGONOMETRIC = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+BUILDER = re.compile(r"[A-Za-z](?:\s*\\in\s*\\mathbb\{R\})?\s*[|:](.*)", re.DOTALL)  # { x | x > 2 }
 FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 EVERYTHING = {"all real numbers", "all reals", "the real numbers", "real numbers"}
 MAX_PARTS = 200
@@ -313,6 +315,8 @@ def _name(text: str) -> str:
 def _bracketed(text: str, depth: int) -> Node | None:
     inside = re.fullmatch(r"\\\{(.*)\\\}", text, re.DOTALL)
     if inside:
+        if condition := BUILDER.fullmatch(inside[1].strip()):
+            return read(condition[1], depth + 1)
         if len(split_top(text, r"(?<=\\\})\s*(?=\S)")) > 1:
             return None
         if not inside[1].strip():
@@ -370,6 +374,8 @@ def _leaf(text: str) -> Node:
         number = in_base(base[1], int(base[2] or base[3]))
         if number is not None:
             return Leaf(base[1], number, base=int(base[2] or base[3]))
+    if TRIGONOMETRIC.search(text):  # \sin 75^\circ is a number, not a quantity in degrees
+        text = re.sub(r"(\d+(?:\.\d+)?)\s*°", r"(\1*\\pi/180)", text)
     value, unit = split_unit(text)
     percent = value.endswith("%")
     value = _unwrapped(value.rstrip("% ").strip())
@@ -384,8 +390,10 @@ def is_words(text: str) -> bool:
     bare = text.replace('"', "").strip()
     if not re.fullmatch(r"[A-Za-z][A-Za-z\s'.,!?-]*", bare) or bare in FUNCTIONS:
         return False
-    letters = re.sub(r"[^A-Za-z]", "", bare)
-    return len(letters) >= 2 and not re.fullmatch(r"[xyz]{2,3}|[abc]{2}|[a-z]-[a-z]", bare)
+    # "p - q" is a difference, "a well-known fact" is not: words have two letters somewhere.
+    return re.search("[A-Za-z]{2}", bare) is not None and not re.fullmatch(
+        r"[xyz]{2,3}|[abc]{2}|[a-z]-[a-z]", bare
+    )
 
 
 def words(text: str) -> str:

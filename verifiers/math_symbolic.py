@@ -3,8 +3,10 @@
 Nothing here evaluates text as code: LaTeX goes through a grammar.
 """
 
+import contextlib
 import math
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -35,12 +37,29 @@ def equal(left: str, right: str) -> bool:
 
     Raises Unreadable for an expression that does not parse, TooLarge for one nobody can work out.
     """
-    one, other = expression(left), expression(right)
-    return one == other or bool(_same(one, other))
+    with _sympy_trouble():
+        one, other = expression(left), expression(right)
+        return one == other or _same(one, other)
 
 
 def same_relation(left: tuple[str, str, str], right: tuple[str, str, str]) -> bool:
     """Whether two equations or inequalities are the same up to a factor."""
+    with _sympy_trouble():
+        return _same_relation(left, right)
+
+
+@contextlib.contextmanager
+def _sympy_trouble() -> Iterator[None]:
+    """Sympy raises all kinds of errors on odd expressions (poles, infinities): such a text is unreadable."""
+    try:
+        yield
+    except (TooLarge, Unreadable, MemoryError, RecursionError):
+        raise
+    except Exception as error:
+        raise Unreadable("it cannot be worked out") from error
+
+
+def _same_relation(left: tuple[str, str, str], right: tuple[str, str, str]) -> bool:
     sign = left[1]
     one = expression(left[0]) - expression(left[2])
     other = expression(right[0]) - expression(right[2])
@@ -69,7 +88,7 @@ def expression(text: str) -> Any:
         raise Unreadable("it holds a sign that is no arithmetic")
     try:
         parsed = latex2sympy(latex(text), conversion_config=CONVERSION)
-    except TooLarge:
+    except MemoryError:
         raise
     except Exception as error:  # the grammar raises bare Exception
         raise Unreadable("it is no expression that we can read") from error

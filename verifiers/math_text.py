@@ -33,6 +33,10 @@ TEXT = re.compile(
     r"\\(?:text|mathrm|textbf|textit|textrm|mbox|hbox|mathbf|mathsf|mathtt|texttt|textsf|emph|mathit|boldsymbol"
     r"|bm|textnormal)\s*\{([^{}]*)\}"
 )
+COLOURED = re.compile(
+    r"\\(?:bf|rm|it|sf|tt)(?![A-Za-z])|\\(?:text)?color\s*\{[^{}]*\}"
+    r"|\\(?:vec|overrightarrow|underline)\s*\{(?P<held>[^{}]*)\}"
+)
 COMMAND = re.compile(r"\\([A-Za-z]+)\s?")
 SPACE = r"(?:(?<!\\)\\[,;:! ]|~|\\quad|\\qquad|\\thinspace)"
 GROUPED = re.compile(rf"(?<![\d.])(\d{{1,3}})((?:(?:\{{,\}}|,\\!|{SPACE}|\s)\d{{3}})+)(?![\d/])(?!\s*\\frac)")
@@ -52,6 +56,7 @@ def plain(text: str) -> str:
     text = text.replace(r"\$", "¤")
     text = re.sub(r"\$|\\\(|\\\)|\\\[|\\\]", " ", text)
     text = re.sub(r"(?<!\\)\\\\(?=[A-Za-z]{3,})", r"\\", text) if r"\begin" not in text else text
+    text = COLOURED.sub(lambda match: match["held"] or " ", text)
     text = COMMAND.sub(_synonym, text)
     text = GROUPED.sub(lambda m: m.group(1) + re.sub(r"\D", "", m.group(2)), text)
     text = re.sub(rf"{SPACE}(?![A-Za-z])", " ", text).replace(r"\quad", " ").replace(r"\qquad", " ")
