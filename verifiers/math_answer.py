@@ -13,6 +13,7 @@ from verigrad.verifiers.base import Verdict, verifier
 from verigrad.verifiers.math_exact import TooLarge
 from verigrad.verifiers.math_extract import Extract, last_box, stated_answer
 from verigrad.verifiers.math_read import (
+    HEDGE,
     INFINITY,
     MINUS_INFINITY,
     Bag,
@@ -108,6 +109,9 @@ def matches(gold: str, gold_nodes: Sequence[Node], found: str) -> bool:
     if re.fullmatch(CHOICE, gold.replace('"', "")) and gold.strip('"( ')[:1].isupper():
         unquoted = found.replace('"', "").strip()
         choice = re.fullmatch(CHOICE, unquoted) or re.fullmatch(CHOICE_WITH_TEXT, unquoted)
+        # `(B) or (C)` hedges: what follows the letter may be the choice's text, not another choice.
+        if choice and (HEDGE.search(unquoted) or len(re.findall(r"\b[A-J]\b", unquoted)) > 1):
+            return False
         if choice:
             letter = next(group for group in choice.groups() if group)
             return letter.upper() == gold.strip('"( ')[0]

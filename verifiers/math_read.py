@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from verigrad.verifiers.math_exact import rational
 from verigrad.verifiers.math_text import FUNCTIONS, split_top
-from verigrad.verifiers.math_units import Unit, split_unit
+from verigrad.verifiers.math_units import HEDGE_WORDS, Unit, split_unit
 
 RELATION = re.compile(r"\\(?:le|ge|ne|in|approx)(?![A-Za-z])|[<>=]")
 NAME = re.compile(
@@ -18,6 +18,7 @@ NAME = re.compile(
 PROSE = re.compile(rf'"|(?<![\\A-Za-z])(?!(?:{"|".join(FUNCTIONS)})\b)[A-Za-z]{{4,}}')
 TRIGONOMETRIC = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 BUILDER = re.compile(r"[A-Za-z](?:\s*\\in\s*\\mathbb\{R\})?\s*[|:](.*)", re.DOTALL)  # { x | x > 2 }
+HEDGE = re.compile(rf"\b(?:{HEDGE_WORDS})\b", re.IGNORECASE)
 FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 EVERYTHING = {"all real numbers", "all reals", "the real numbers", "real numbers"}
 MAX_PARTS = 200
@@ -366,7 +367,9 @@ def _leaf(text: str) -> Node:
     if not text:
         raise Unreadable("a part of it is empty")
     label = re.fullmatch(r'"[^"]*(?:[:,=.]|\bis|\bare)"\s*(.*\d.*)', text)
-    if label:  # \text{five, i.e. } 5
+    if (
+        label and not re.search(r"\d", label[0][: label.start(1)]) and not HEDGE.search(text)
+    ):  # \text{five, i.e. } 5
         text = label[1]
     if is_words(text):
         return Text(words(text))

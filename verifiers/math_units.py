@@ -45,6 +45,9 @@ TABLE: dict[str, tuple[Fraction, dict[str, int]]] = {
 }
 ATOM = re.compile(r"(?P<slash>/|\bper\b)|(?P<word>[A-Za-z°¤$¢']+)\.?(?:\s*\^\s*\{?(?P<power>-?\d+)\}?)?")
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+HEDGE_WORDS = "or|and|not|maybe|perhaps|if|wrong|but|else|either"
+HEDGE = re.compile(rf"\b(?:{HEDGE_WORDS}|to|is|are)\b", re.IGNORECASE)
+MAX_WORDS = 5
 EARLIEST_TAIL = 80  # characters from the end in which a unit may begin
 
 
@@ -79,6 +82,10 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
 
 def is_unit(tail: str) -> bool:
     """Whether these words can only be a unit, and not a product of variables."""
+    quoted = " ".join(re.findall(r'"([^"]*)"', tail))
+    # `5 \\text{ or maybe 6}` hedges: a unit is a few words without numbers and without doubt.
+    if re.search(r"(?<!\^)\d", quoted) or len(quoted.split()) > MAX_WORDS or HEDGE.search(tail):
+        return False
     if '"' in tail or "°" in tail:
         bare = re.sub(r'"[^"]*"', "", tail)
         return all(word.lower() in TABLE or len(word) > 2 for word in re.findall("[A-Za-z]+", bare))

@@ -229,7 +229,7 @@ WRONG = [
     ("5", r"\sqrt{2}^{9^{9^9}}"), ("5", r"x^{9^{9^9}}"), ("5", "1e999999999"), ("5", r"\prod_{k=1}^{10^8} k"), ("5", "3!!!!!"),
     # nonsense
     ("5", "?"), ("5", "{{{{"), ("5", r"\frac{1}{0}"), ("5", "__import__('os').system('touch X')"), ("5", "5 or 6"), ("5", "5, maybe 6"),
-    ("5", "(" * 48 + "6" + ")" * 48), ("5", r"\text{5 or maybe 6}"), ("5", "1/0"), ("x", r"\undefined{x"), ("5", r"1\binom23.5 "), ("x^2+1", r"\inti\int\infty;"), (["7", "8"], "9"),
+    ("5", "(" * 48 + "6" + ")" * 48), ("5", r"\text{5 or maybe 6}"), ("5", "1/0"), ("x", r"\undefined{x"), ("5", r"5\text{ or maybe 6}"), ("5", r"5\text{ or }6"), ("5", r"5\text{ or six}"), ("5", "5 not"), ("B", "(B) or (C)"), ("B", "B: or C"), ("B", "(B) (C)"), ("C", "C. or D"), ("5", r"\text{not 6: } 5"), ("5", r"\text{6 is } 5"), ("5", r"\text{either 6 or} 5"), ("5", r"5\text{ is wrong}"), ("5", "5 maybe six"), ("5", r"1\binom23.5 "), ("x^2+1", r"\inti\int\infty;"), (["7", "8"], "9"),
 ]  # fmt: skip
 
 
