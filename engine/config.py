@@ -73,6 +73,9 @@ class DataConfig(Section):
     """What a malformed row does: stop with its file and line, or be skipped and counted."""
     shuffle: bool = True
     """Draw problems in a seeded order, a new one each epoch; false keeps the file's order."""
+    curriculum: str = ""
+    """Column naming each problem's category (a level, a topic): categories are drawn by how much they teach
+    now, p(1-p) of their running solve rate. Empty draws all problems alike."""
 
 
 class PromptsConfig(Section):

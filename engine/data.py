@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from verigrad.engine import makers
 from verigrad.engine.config import ConfigError, DataConfig
+from verigrad.engine.schema import VerifiedGroup
 from verigrad.verifiers.base import Problem
 
 ANSWER_COLUMNS = ("answer", "ground_truth", "solution")
@@ -469,6 +470,9 @@ class ProblemStream(Iterator[Problem]):
     def next_batch(self, num_problems: int) -> list[Problem]:
         """The next problems; a batch may run from one epoch into the next."""
         return [next(self) for _ in range(num_problems)]
+
+    def observe(self, groups: Sequence[VerifiedGroup]) -> None:
+        """What came of the problems; a plain stream does not mind."""
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands, for JSON."""

@@ -17,6 +17,8 @@ import torch
 from verigrad.engine import advantage, algorithms, data, dynamic_sampling, model_files, summary
 from verigrad.engine.algorithms import Algorithm
 from verigrad.engine.config import Config
+from verigrad.engine.curriculum import Curriculum, problem_stream
+from verigrad.engine.data import ProblemStream
 from verigrad.engine.dynamic_sampling import KeepRate
 from verigrad.engine.eval import evaluate
 from verigrad.engine.interrupt import Interrupt
@@ -43,7 +45,7 @@ class Loop:
     sampler: Sampler
     sync: WeightSync
     scorer: Scorer
-    problems: data.ProblemStream
+    problems: ProblemStream | Curriculum
     evals: Mapping[str, list[Problem]]
     algorithm: Algorithm
     policy_version: int = 0  # rollout batches trained on
@@ -149,6 +151,7 @@ def collect(loop: Loop, run: Run, cfg: Config, step: int) -> tuple[list[Verified
             judged = loop.scorer.wait(pending)
         loop.scorer.require_decided(judged)
         keep = [len(groups) + i for i, group in enumerate(judged) if loop.algorithm.keep(group)]
+        loop.problems.observe(judged)
         loop.keep_rate = loop.keep_rate.update(len(keep), len(judged))
         groups += judged
         kept += keep
@@ -209,7 +212,7 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
             policy = Policy(cfg, folder, tokenizer=model.tokenizer, start_folder=model.folder)
             sampler = Sampler(engine, prompter)
             sync = WeightSync(policy, sampler, dataset.train[:2], cfg=cfg)
-            stream = data.ProblemStream(dataset.train, seed=cfg.train.seed, shuffle=cfg.data.shuffle)
+            stream = problem_stream(dataset.train, cfg)
             loop = Loop(policy, sampler, sync, scorer, stream, dataset.evals, algorithms.build(cfg))
             if run.resume_from is not None:
                 restore(loop, run.load_state())
