@@ -60,11 +60,11 @@ def train(cfg: Config, screen: Screen) -> int:
     times). Returns the exit status.
     """
     torch.manual_seed(cfg.train.seed)
-    with Run(cfg) as run, Interrupt() as interrupt:
+    with Run(cfg) as run:
         if run.first_step > cfg.train.num_steps:
             screen.say(f"{cfg.run.folder} already holds all {cfg.train.num_steps} steps; nothing left to do")
             return summary.show(run, screen)
-        with open_loop(cfg, run, screen) as loop:
+        with open_loop(cfg, run, screen) as loop, Interrupt() as interrupt:
             if run.first_step == 1 and cfg.eval.every:
                 evaluate_all(loop, run, screen, cfg, step=0)
             for step in range(run.first_step, cfg.train.num_steps + 1):
