@@ -1,19 +1,23 @@
 # `make help` lists the targets. Everything runs in .venv, which `make setup` makes.
-PYTHON ?= $(or $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3),python3)
+PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 ROOMS := engine verifiers sandboxes kernels
 BIN := .venv/bin
 
-.PHONY: help setup quickstart test check docs-test bench clean
+.PHONY: help setup quickstart test check settings clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup:  ## make .venv and install everything in it (once)
-	@command -v $(PYTHON) >/dev/null || { echo "setup: Python 3.11 or newer is needed, and no python3 was found" >&2; exit 1; }
-	@$(PYTHON) tools/install.py
+setup:  ## make .venv and install everything in it (once); PYTHON=... chooses the Python
+	@for python in $(PYTHONS); do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    exec $$python tools/install.py; \
+	  fi; \
+	done; \
+	echo "setup: Python 3.11 or newer is needed, and none of these is: $(PYTHONS); install one, or run make PYTHON=/path/to/python3" >&2; exit 1
 
-quickstart: setup  ## train a tiny model from verifiable rewards on this machine, in minutes
-	@$(BIN)/verigrad train quickstart
+quickstart: setup  ## train a tiny model from verifiable rewards, in minutes; ARGS="train.seed=1 ..." changes settings
+	@$(BIN)/verigrad train quickstart $(ARGS)
 
 test: setup  ## all tests but those that need a GPU
 	@$(BIN)/python -m pytest -m "not gpu"
@@ -23,6 +27,9 @@ check: setup build/types  ## format, lint, types, layers
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/test_layers.py
+
+settings: setup  ## write docs/settings.md anew from engine/config.py
+	@$(BIN)/python tools/make_settings_page.py
 
 build/types:
 	@mkdir -p build/types/verigrad
