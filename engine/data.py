@@ -4,22 +4,18 @@ Rows stay where they are (an mmapped JSONL file, an Arrow table) and become `Pro
 data set costs some dozens of bytes per row.
 """
 
-import csv
 import hashlib
 import json
-import mmap
-import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from verigrad.engine import makers
 from verigrad.engine.config import ConfigError, DataConfig
+from verigrad.engine.rows import BadRow, Rows, read_rows, short_name
 from verigrad.engine.schema import VerifiedGroup
 from verigrad.verifiers.base import Problem
 
@@ -30,10 +26,6 @@ CHECK_COLUMNS = ("tests", "cases", "test_code", "check")
 
 Accept = Callable[[Problem], str | None]
 """None, or why this problem cannot be used."""
-
-
-class BadRow(ValueError):
-    """What is wrong with one row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,167 +82,6 @@ def choose(table: "Table", num_wanted: int, *, seed: int) -> NDArray[np.int64]:
     rank = [digest([seed, int(prompt)]) for prompt in prompts]
     chosen = sorted(range(len(prompts)), key=rank.__getitem__)[:num_wanted]
     return np.sort(first[chosen]).astype(np.int64)
-
-
-# Rows ------------------------------------------------------------------------------------------------------
-
-
-class Rows(Protocol):
-    """Rows of any source; `row` raises BadRow for one that cannot be read."""
-
-    def __len__(self) -> int: ...
-    def row(self, index: int) -> Mapping[str, Any]: ...
-    def place(self, index: int) -> str: ...
-
-
-class JsonLines:
-    """A JSONL file, mapped into memory; empty lines are not rows."""
-
-    def __init__(self, path: Path) -> None:
-        self.name = path.name
-        lines, starts, numbers, start = 0, [], [], 0
-        with path.open("rb") as file:
-            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-            for line in file:
-                lines += 1
-                if line.strip():
-                    starts.append((start, start + len(line)))
-                    numbers.append(lines)
-                start += len(line)
-        self.spans = np.array(starts, np.int64).reshape(-1, 2)
-        self.numbers = np.array(numbers, np.int64)
-
-    def __len__(self) -> int:
-        return len(self.spans)
-
-    def place(self, index: int) -> str:
-        return f"{self.name} line {self.numbers[index]}"
-
-    def row(self, index: int) -> Mapping[str, Any]:
-        start, end = self.spans[index]
-        try:
-            row = json.loads(self.bytes[start:end].decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise BadRow(f"is not UTF-8 ({error.reason} at byte {error.start})") from error
-        except json.JSONDecodeError as error:
-            raise BadRow(f"is not JSON ({error.msg} at column {error.colno})") from error
-        except RecursionError as error:
-            raise BadRow("is nested too deeply") from error
-        if not isinstance(row, dict):
-            raise BadRow(f"is a {type(row).__name__}, expected an object with 'prompt' and 'answer'")
-        return row
-
-
-class CsvRows:
-    """A CSV file with a header; every value is text, so that an answer `007` stays `007`."""
-
-    def __init__(self, path: Path) -> None:
-        self.name = path.name
-        self.rows: list[list[str]] = []
-        self.numbers: list[int] = []  # a quoted value may span lines: the one its row begins on
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            try:
-                self.header = next(reader, [])
-                number = reader.line_num
-                for row in reader:
-                    if row:
-                        self.rows.append(row)
-                        self.numbers.append(number + 1)
-                    number = reader.line_num
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise ConfigError(
-                    f"{self.name} line {reader.line_num}: is not CSV ({error}). Correct the file; what "
-                    "follows such a line cannot be told apart, so data.on_bad_row = 'skip' does not help."
-                ) from error
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def place(self, index: int) -> str:
-        return f"{self.name} line {self.numbers[index]}"
-
-    def row(self, index: int) -> Mapping[str, Any]:
-        values = self.rows[index]
-        if len(values) != len(self.header):
-            raise BadRow(f"has {len(values)} values, expected {len(self.header)} as in the header")
-        return dict(zip(self.header, values, strict=True))
-
-
-class TableRows:
-    """Rows that something else holds: an Arrow-backed `datasets.Dataset`, or what a maker returned."""
-
-    def __init__(self, name: str, table: Sequence[Mapping[str, Any]]) -> None:
-        self.name = name
-        self.table = table
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def place(self, index: int) -> str:
-        return f"{self.name} row {index + 1}"
-
-    def row(self, index: int) -> Mapping[str, Any]:
-        row = self.table[index]
-        if not isinstance(row, Mapping):
-            raise BadRow(f"is a {type(row).__name__}, expected a dict with 'prompt' and 'answer'")
-        return row
-
-
-def read_rows(path: str, *, split: str, seed: int, options: Mapping[str, Any]) -> Rows:
-    """Open a source: a maker, a file by its ending, or whatever `datasets` makes of the name."""
-    if makers.is_maker(path):
-        return TableRows(path, makers.make_rows(path, seed=seed, options=options))
-    file = Path(path).expanduser()
-    suffix = file.suffix.lower()
-    if suffix in (".jsonl", ".parquet", ".csv"):
-        if not file.is_file():
-            raise ConfigError(
-                f"no file {path} (looked from {Path.cwd()}). Correct data.path or data.eval_path."
-            )
-        if suffix == ".jsonl":
-            return JsonLines(file)
-        return CsvRows(file) if suffix == ".csv" else TableRows(file.name, from_parquet(file))
-    if file.is_file():
-        raise ConfigError(f"{path}: expected a .jsonl, .parquet or .csv file. Convert it, or write a maker.")
-    return TableRows(path, from_hub(path, split))
-
-
-def from_parquet(file: Path) -> Sequence[Mapping[str, Any]]:
-    """A Parquet file's rows, memory-mapped in the cache of `datasets`."""
-    import datasets
-
-    try:
-        table: Sequence[Mapping[str, Any]] = datasets.Dataset.from_parquet(str(file))
-    except Exception as error:  # pyarrow and datasets raise a dozen kinds
-        raise ConfigError(
-            f"{file} cannot be read as Parquet: {first_line(error)}. Write it again."
-        ) from error
-    return table
-
-
-def from_hub(path: str, split: str) -> Sequence[Mapping[str, Any]]:
-    """A data set of the hub, or a folder laid out like one."""
-    import datasets
-
-    try:
-        table: Sequence[Mapping[str, Any]] = datasets.load_dataset(path, split=split)
-    except Exception as error:  # network, spelling, access, a missing split: each has its own
-        raise ConfigError(
-            f"{path!r} cannot be loaded as a data set, split {split!r}: {first_line(error)}. Expected a "
-            ".jsonl, .parquet or .csv file, a hub id with that split, or a maker package.module:function."
-        ) from error
-    return table
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, cut to one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
-
-
-def short_name(path: str) -> str:
-    """`org/aime24`, `data/aime24.jsonl` and `tasks.py:aime24` are all called `aime24`."""
-    return re.sub(r"\.(jsonl|parquet|csv)$", "", re.split(r"[/:]", path.rstrip("/"))[-1])
 
 
 # Row -> problem --------------------------------------------------------------------------------------------
