@@ -194,7 +194,7 @@ def run_cli(*arguments, folder, timeout=300):
 
 
 class Forked:
-    """`verigrad ARGUMENTS` in a process forked from one that has imported torch already: seconds, not tens."""
+    """`verigrad ARGUMENTS` in a process forked from one that has imported torch already: seconds."""
 
     def __init__(self, *arguments, folder):
         context = multiprocessing.get_context("forkserver")

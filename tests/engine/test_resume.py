@@ -1,4 +1,4 @@
-"""Killed, interrupted, out of disk, damaged: the same command goes on, and records what it would have anyway."""
+"""Killed, interrupted, damaged, out of disk: the same command goes on and records what it would have."""
 
 import json
 import os
@@ -61,6 +61,14 @@ def kill_when(process, ready, *, after=0.0):
     alive = process.running()
     process.kill()
     return alive
+
+
+def kill_after_rows(process, metrics, num):
+    while len(rows_or_none(metrics)) < num:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +144,7 @@ def test_killed_while_a_checkpoint_is_written(fresh, reference):
 def test_the_real_command_killed_and_started_again(fresh, reference):
     process = start_cli("train", "tiny.toml", folder=fresh)
     metrics = fresh / "run" / "metrics.jsonl"
-    while len(rows_or_none(metrics)) < 3:
-        assert process.poll() is None
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    kill_after_rows(process, metrics, 3)
     status, out, err = run_cli("train", "tiny.toml", folder=fresh)
     assert (status, err) == (0, "")
     assert "resuming after step 2" in out
@@ -157,11 +161,7 @@ def test_vllm_killed_and_started_again(tmp_path):
     status, out, err = run_cli("train", "tiny.toml", folder=tmp_path / "whole")
     assert status == 0, out + err
     process = start_cli("train", "tiny.toml", folder=tmp_path / "killed")
-    while len(rows_or_none(tmp_path / "killed" / "run" / "metrics.jsonl")) < 3:
-        assert process.poll() is None
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    kill_after_rows(process, tmp_path / "killed" / "run" / "metrics.jsonl", 3)
     status, out, err = run_cli("train", "tiny.toml", folder=tmp_path / "killed")
     assert status == 0, out + err
     assert_same(tmp_path / "killed" / "run", tmp_path / "whole" / "run")
