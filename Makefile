@@ -28,7 +28,7 @@ check: setup build/types  ## format, lint, types, layers
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/test_layers.py
 
-settings: setup  ## write docs/settings.md anew from engine/config.py
+settings: setup  ## write docs/settings.md anew from engine/settings.py
 	@$(BIN)/python tools/make_settings_page.py
 
 build/types:
