@@ -6,9 +6,11 @@ Exit status: 0 done, 1 the work failed, 2 the user's input is wrong, 130 interru
 import argparse
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+INTERRUPTED = 130
 VERBS = {
     "train": "train a model from verifiable rewards; resumes by itself",
     "verify": "score a file of answers with a verifier",
@@ -38,19 +40,18 @@ def guarded(argv: Sequence[str]) -> int:
         run: Callable[[argparse.Namespace], int] = args.run
         return run(args)
     except KeyboardInterrupt:
-        print(
-            "verigrad: stopped; what was saved is in the run folder, the same command goes on",
-            file=sys.stderr,
-        )
-        return 130
+        resumes = "; what was saved is in the run folder, the same command goes on"
+        print(f"verigrad: stopped{resumes if args.verb == 'train' else ''}", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         return 1
     except Exception as error:
         status = status_of(error)
         if args.debug or status is None:
-            raise
-        print(f"verigrad: {error}", file=sys.stderr)
-        return status
+            traceback.print_exc()
+        else:
+            print(f"verigrad: {error}", file=sys.stderr)
+        return 1 if status is None else status
 
 
 def status_of(error: Exception) -> int | None:

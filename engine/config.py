@@ -1,6 +1,7 @@
 """A recipe and its overrides to a checked Config, and back. Importing this must stay cheap (no torch)."""
 
 import difflib
+import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,9 +93,17 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}: {name} is a value, not a section")
     try:
-        node[names[-1]] = tomllib.loads(f"v = {value}")["v"]
+        parsed = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
-        node[names[-1]] = value.strip()
+        parsed = value.strip()
+    # run.folder=2026-01-31 is a date in TOML, and 7 a number; where text is wanted, both are text.
+    node[names[-1]] = value.strip() if _wants_text(names) and not isinstance(parsed, str) else parsed
+
+
+def _wants_text(names: Sequence[str]) -> bool:
+    section = Config.model_fields.get(names[0])
+    fields = getattr(section.annotation, "model_fields", {}) if section else {}
+    return len(names) == 2 and names[1] in fields and fields[names[1]].annotation is str
 
 
 def resolve(config: Config) -> Config:
@@ -183,7 +192,7 @@ def batch_algebra(c: Config) -> list[tuple[str, str]]:
          f"of {c.policy.tokens_per_batch:,} tokens"),
     ]  # fmt: skip
     if c.dynamic_sampling.enabled:
-        cap = -(-int(P * c.dynamic_sampling.oversample * 1000) // 1000)
+        cap = math.ceil(c.dynamic_sampling.oversample * P)
         lines.append(("groups sampled per step", f"{P} to {cap} (dynamic sampling)"))
     lines.append(("rollouts in the run", f"at least {c.train.num_steps * P * G:,}"))
     return lines

@@ -2,20 +2,28 @@
 
 import difflib
 from collections.abc import Iterator
+from pathlib import Path
 
-from verigrad.engine.settings import ALGORITHMS, Config, Section
+from verigrad.engine.settings import ALGORITHMS, AlgorithmConfig, Config, Section
+
+DATA_FILES = (".jsonl", ".parquet", ".csv")
 
 
 def contradictions(c: Config) -> Iterator[str]:
-    """What cannot be, or would silently have no effect: found, expected, what to do."""
+    """One sentence each: what was found, what was expected, what to do."""
     if c.algorithm.name not in ALGORITHMS:
         close = difflib.get_close_matches(c.algorithm.name, ALGORITHMS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(ALGORITHMS)}"
         yield f"algorithm.name = {c.algorithm.name!r} is not known; {hint}"
         return
     yield from _missing(c)
-    yield from _sampling_contradictions(c)
-    yield from _without_effect(c)
+    yield from _group_contradictions(c)
+    yield from _size_contradictions(c)
+    yield from _algorithm_contradictions(c.algorithm)
+    yield from _eval_contradictions(c)
+    yield from _algorithm_without_effect(c)
+    yield from _sampling_without_effect(c)
+    yield from _files_without_effect(c)
 
 
 def _missing(c: Config) -> Iterator[str]:
@@ -30,15 +38,14 @@ def _missing(c: Config) -> Iterator[str]:
         )
 
 
-def _sampling_contradictions(c: Config) -> Iterator[str]:
+def _group_contradictions(c: Config) -> Iterator[str]:
     row, rollout = ALGORITHMS[c.algorithm.name], c.rollout
     if rollout.group_size < 2 and row.group_baseline:
         yield (
             f"rollout.group_size = {rollout.group_size}: {c.algorithm.name} compares the rollouts of a group "
             "and needs at least 2; set rollout.group_size >= 2, or algorithm.name = 'ppo'"
         )
-    dynamic = row.dynamic_sampling if c.dynamic_sampling.enabled is None else c.dynamic_sampling.enabled
-    if rollout.group_size < 2 and dynamic and not row.group_baseline:
+    elif rollout.group_size < 2 and _dynamic(c):
         yield (
             "dynamic_sampling.enabled = true with rollout.group_size = 1: a single reward never varies; "
             "set dynamic_sampling.enabled = false"
@@ -49,6 +56,12 @@ def _sampling_contradictions(c: Config) -> Iterator[str]:
             "distribution cannot be reproduced by the trainer and biases every ratio; "
             "train with top_p = 1 and top_k = 0"
         )
+    if "" in rollout.stop:
+        yield "rollout.stop holds an empty string, which every completion contains; remove it"
+
+
+def _size_contradictions(c: Config) -> Iterator[str]:
+    rollout = c.rollout
     if rollout.groups_per_step % c.train.num_minibatches:
         yield (
             f"rollout.groups_per_step = {rollout.groups_per_step} does not divide into "
@@ -63,22 +76,58 @@ def _sampling_contradictions(c: Config) -> Iterator[str]:
     if c.algorithm.overlong_buffer_tokens >= rollout.max_tokens:
         yield (
             f"algorithm.overlong_buffer_tokens = {c.algorithm.overlong_buffer_tokens} must be less than "
-            f"rollout.max_tokens = {rollout.max_tokens}"
+            f"rollout.max_tokens = {rollout.max_tokens}; lower it"
         )
+    if c.optim.schedule != "constant" and c.optim.warmup_steps >= c.train.num_steps:
+        yield (
+            f"optim.warmup_steps = {c.optim.warmup_steps} leaves no step for optim.schedule = "
+            f"{c.optim.schedule!r} within train.num_steps = {c.train.num_steps}; lower it"
+        )
+
+
+def _algorithm_contradictions(a: AlgorithmConfig) -> Iterator[str]:
+    high = {"icepop": 5.0, "tis": 2.0, "none": 1.0}[a.correction]
+    high = high if a.correction_high is None else a.correction_high
+    bypass = a.old_logprobs == "rollout"
+    if not bypass and a.correction == "icepop" and not a.correction_low < 1 < high:
+        yield (
+            f"algorithm.correction_low = {a.correction_low} and correction_high = {high} must lie on both "
+            "sides of 1, or every token of an exact sampler is dropped; set them so"
+        )
+    if not bypass and a.correction == "tis" and high < 1:
+        yield (
+            f"algorithm.correction_high = {high} would shrink every token's weight, also an exact sampler's; "
+            "set it to at least 1"
+        )
+    if a.overlong_filter and a.overlong_buffer_tokens:
+        yield (
+            "algorithm.overlong_filter leaves out the rollouts that algorithm.overlong_buffer_tokens "
+            "punishes most; choose one"
+        )
+
+
+def _eval_contradictions(c: Config) -> Iterator[str]:
     if bad := [k for k in c.eval.pass_k if not 1 <= k <= c.eval.num_samples]:
         yield (
-            f"eval.pass_k = {bad} needs at least that many samples, but "
-            f"eval.num_samples = {c.eval.num_samples}; raise it"
+            f"eval.pass_k = {bad}: each k must be from 1 to eval.num_samples = {c.eval.num_samples}; "
+            "raise eval.num_samples or change eval.pass_k"
         )
+    if c.eval.num_samples > 1 and c.eval.temperature == 0:
+        yield (
+            f"eval.num_samples = {c.eval.num_samples} has no effect at eval.temperature = 0: greedy samples "
+            "are all the same; set eval.temperature > 0 or eval.num_samples = 1"
+        )
+    if c.eval.every == 0 and (unused := sorted(_chosen(c.eval) - {"every"})):
+        yield f"eval.{unused[0]} has no effect with eval.every = 0; remove it or set eval.every > 0"
 
 
-def _without_effect(c: Config) -> Iterator[str]:
-    """Settings the recipe chose, other than their default, that this combination would ignore."""
+def _algorithm_without_effect(c: Config) -> Iterator[str]:
     row, a, was_set = ALGORITHMS[c.algorithm.name], c.algorithm, _chosen(c.algorithm)
     if row.std_eps is None and "std_eps" in was_set:
         yield f"algorithm.std_eps has no effect: {a.name} does not divide by a standard deviation; remove it"
     bypass = a.old_logprobs == "rollout"
-    if bypass and was_set & {"correction", "correction_low", "correction_high"} and a.correction != "none":
+    asked = was_set & {"correction_low", "correction_high"} | (a.model_fields_set & {"correction"})
+    if bypass and a.correction != "none" and asked:
         yield (
             "algorithm.correction has no effect with algorithm.old_logprobs = 'rollout': the ratio is "
             "already taken against the sampler; remove one of the two"
@@ -87,31 +136,60 @@ def _without_effect(c: Config) -> Iterator[str]:
         yield f"algorithm.correction_low has no effect with correction = {a.correction!r}; remove it"
     if a.correction == "none" and "correction_high" in was_set:
         yield "algorithm.correction_high has no effect with correction = 'none'; remove it"
-    high = 5.0 if a.correction_high is None else a.correction_high
-    if not bypass and a.correction == "icepop" and not a.correction_low < 1 < high:
-        yield (
-            f"algorithm.correction_low = {a.correction_low} and correction_high = {high} must lie on both "
-            "sides of 1, or every token of an exact sampler is dropped"
-        )
+    if not bypass and c.train.num_minibatches == 1:
+        for name in ("clip_low", "clip_high"):
+            if getattr(a, name) not in (None, getattr(row, name)):
+                yield (
+                    f"algorithm.{name} has no effect with train.num_minibatches = 1: with one optimizer step "
+                    "per batch every ratio is exactly 1; remove it or raise train.num_minibatches"
+                )
     if a.kl_coef == 0 and "kl_estimator" in was_set:
         yield "algorithm.kl_estimator has no effect with kl_coef = 0; remove it or set kl_coef > 0"
-    if a.overlong_filter and a.overlong_buffer_tokens:
-        yield (
-            "algorithm.overlong_filter leaves out the rollouts that algorithm.overlong_buffer_tokens "
-            "punishes most; choose one"
-        )
-    dynamic = row.dynamic_sampling if c.dynamic_sampling.enabled is None else c.dynamic_sampling.enabled
-    if not dynamic and "oversample" in _chosen(c.dynamic_sampling):
+    if not _dynamic(c) and "oversample" in _chosen(c.dynamic_sampling):
         yield "dynamic_sampling.oversample has no effect with dynamic_sampling.enabled = false; remove it"
-    if c.data.eval_path == "" and "eval_split" in _chosen(c.data):
-        yield "data.eval_split has no effect without data.eval_path; remove it"
+
+
+def _sampling_without_effect(c: Config) -> Iterator[str]:
+    on_gpu = {"gpu_memory_frac", "sleep", "enforce_eager"}
+    ignored = {
+        "rollout.backend = 'transformers'": on_gpu | {"kv_cache_gb"}
+        if c.rollout.backend == "transformers"
+        else set(),
+        "policy.device = 'cpu'": on_gpu if c.policy.device == "cpu" else set(),
+        "policy.device = 'cuda'": {"kv_cache_gb"} if c.policy.device == "cuda" else set(),
+    }
+    for why, names in ignored.items():
+        for name in sorted(names & _chosen(c.rollout)):
+            yield f"rollout.{name} has no effect with {why}; remove it"
     if c.prompts.system and c.prompts.chat == "never":
         yield "prompts.system has no effect with prompts.chat = 'never'; remove it"
-    if c.optim.schedule != "constant" and c.optim.warmup_steps >= c.train.num_steps:
-        yield (
-            f"optim.warmup_steps = {c.optim.warmup_steps} leaves no step for optim.schedule = "
-            f"{c.optim.schedule!r} within train.num_steps = {c.train.num_steps}; lower it"
-        )
+
+
+def _files_without_effect(c: Config) -> Iterator[str]:
+    data = c.data
+    if data.options and not (_is_maker(data.path) or _is_maker(data.eval_path)):
+        yield f"data.options are for makers, and data.path = {data.path!r} is none; remove them"
+    if c.policy.options and not _is_maker(c.policy.model):
+        yield f"policy.options are for makers, and policy.model = {c.policy.model!r} is none; remove them"
+    if "split" in _chosen(data) and not _has_splits(data.path):
+        yield f"data.split has no effect: data.path = {data.path!r} is no hub data; remove it"
+    if "eval_split" in _chosen(data) and not data.eval_path:
+        yield "data.eval_split has no effect without data.eval_path; remove it"
+    elif "eval_split" in _chosen(data) and not _has_splits(data.eval_path):
+        yield f"data.eval_split has no effect: data.eval_path = {data.eval_path!r} is no hub data; remove it"
+
+
+def _is_maker(reference: str) -> bool:
+    return ":" in reference
+
+
+def _has_splits(path: str) -> bool:
+    return not _is_maker(path) and Path(path).suffix.lower() not in DATA_FILES
+
+
+def _dynamic(c: Config) -> bool:
+    chosen = c.dynamic_sampling.enabled
+    return ALGORITHMS[c.algorithm.name].dynamic_sampling if chosen is None else chosen
 
 
 def _chosen(section: Section) -> set[str]:

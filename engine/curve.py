@@ -1,5 +1,6 @@
 """A run's metrics and evaluations to a picture."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,15 @@ def draw(
 
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, height_ratios=(3, 2))
     steps = [row["step"] for row in metrics]
-    top.plot(steps, [row["reward"] for row in metrics], color="#999999", lw=1.2, label="training reward")
+    top.plot(steps, _column(metrics, "reward"), color="#999999", lw=1.2, label="training reward")
     for data, colour in zip(dict.fromkeys(row["data"] for row in evals), COLOURS, strict=False):
         rows = [row for row in evals if row["data"] == data]
         x = [row["step"] for row in rows]
-        top.plot(x, [row["avg"] for row in rows], "o-", color=colour, label=f"{data} accuracy, 95% interval")
+        top.plot(x, _column(rows, "avg"), "o-", color=colour, label=f"{data} accuracy, 95% interval")
         top.fill_between(
             x,
-            [row["avg_low"] for row in rows],
-            [row["avg_high"] for row in rows],
+            _column(rows, "avg_low"),
+            _column(rows, "avg_high"),
             color=colour,
             alpha=0.2,
             lw=0,
@@ -36,13 +37,18 @@ def draw(
     top.set_title(title)
     top.grid(alpha=0.3)
     top.legend(loc="lower right", frameon=False)
-    bottom.plot(steps, [row["completion_tokens_mean"] for row in metrics], color="#009E73")
+    bottom.plot(steps, _column(metrics, "completion_tokens_mean"), color="#009E73")
     bottom.set_ylabel("completion tokens (mean)", color="#009E73")
     bottom.set_xlabel("step")
     bottom.grid(alpha=0.3)
     right = bottom.twinx()
-    right.plot(steps, [row["entropy"] for row in metrics], color="#CC79A7", ls="--")
+    right.plot(steps, _column(metrics, "entropy"), color="#CC79A7", ls="--")
     right.set_ylabel("entropy per token (nats)", color="#CC79A7")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """One number per row; what was not finite is null on disk, and a gap in the line."""
+    return [math.nan if row[key] is None else row[key] for row in rows]

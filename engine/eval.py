@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from verigrad.engine.config import Config
 from verigrad.engine.intervals import maj_at_k, mean_interval, pass_at_k
@@ -30,28 +30,33 @@ def evaluate(
 def summarise(
     data: str, groups: Sequence[VerifiedGroup], *, step: int, ks: Sequence[int]
 ) -> dict[str, object]:
-    """A row of eval.jsonl. Undecided samples are left out of every score, and counted."""
+    """A row of eval.jsonl; undecided samples are left out of every score, and counted.
+
+    NaN where there is nothing to tell it from: no decided sample, or too few of them for a k.
+    """
     decided = [group for group in groups if group.correctness]
-    avg, low, high = mean_interval([group.correctness for group in decided])
+    scores = [group.correctness for group in decided]
+    avg, low, high = mean_interval(scores) if scores else (math.nan, math.nan, math.nan)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     num_decided = sum(len(group.correctness) for group in groups)
     return {
         "step": step,
         "data": data,
         "num_problems": len(groups),
-        "num_samples": max(len(group.rollouts) for group in groups),
+        "num_samples": max((len(group.rollouts) for group in groups), default=0),
         "avg": avg,
         "avg_low": low,
         "avg_high": high,
         "pass_at": {str(k): _mean_over(decided, _pass_at, k) for k in ks},
         "maj_at": {str(k): _mean_over(decided, _maj_at, k) for k in ks},
-        "truncated_frac": sum(rollout.truncated for rollout in rollouts) / len(rollouts),
-        "undecided_frac": 1 - num_decided / len(rollouts),
-        "completion_tokens_mean": statistics.fmean(rollout.num_completion_tokens for rollout in rollouts),
+        "truncated_frac": sum(rollout.truncated for rollout in rollouts) / max(1, len(rollouts)),
+        "undecided_frac": (len(rollouts) - num_decided) / max(1, len(rollouts)),
     }
 
 
-def _mean_over(groups: Sequence[VerifiedGroup], score, k: int) -> float:  # type: ignore[no-untyped-def]
+def _mean_over(
+    groups: Sequence[VerifiedGroup], score: Callable[[VerifiedGroup, int], float], k: int
+) -> float:
     scores = [score(group, k) for group in groups if len(group.correctness) >= k]
     return statistics.fmean(scores) if scores else math.nan
 

@@ -1,5 +1,6 @@
 """Ctrl-C and termination requests: the step is finished and saved first; a second one ends at once."""
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any
@@ -24,7 +25,8 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print("\nverigrad: finishing this step, then saving; once more to stop at once", flush=True)
+        # Not print: a signal may come in the middle of one, and Python refuses to enter it twice.
+        os.write(2, b"\nverigrad: finishing this step, then saving; once more to stop at once\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

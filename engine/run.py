@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -186,20 +186,36 @@ class Run:
         return notes
 
     def record_environment(self, **facts: Any) -> None:
-        """environment.json: versions, hardware and whatever else the caller knows."""
+        """environment.json: versions, hardware and the caller's facts, which a resumed run must share."""
         versions = {}
         for package in RECORDED:
-            try:
+            with contextlib.suppress(PackageNotFoundError):
                 versions[package] = version(package)
-            except PackageNotFoundError:
-                continue
         hardware = {
             "machine": platform.machine(),
             "cpu_count": os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         }
-        record = {"python": sys.version.split()[0], "versions": versions, "hardware": hardware, **facts}
+        around = {"python": sys.version.split()[0], "versions": versions, "hardware": hardware}
+        record = {**around, "seed": self.cfg.train.seed, **facts}
+        if self.resume_from is not None and (before := self._read("environment.json")):
+            self._compare_environment(json.loads(before), json.loads(json.dumps(record, default=str)), facts)
         self._write("environment.json", json.dumps(record, indent=2, default=str) + "\n")
+
+    def _compare_environment(
+        self, before: Mapping[str, Any], now: Mapping[str, Any], facts: Collection[str]
+    ) -> None:
+        """Other data or another model is another run; other versions or hardware are worth a line."""
+        changed = {key: f"{before[key]!r} -> {now.get(key)!r}" for key in before if before[key] != now.get(key)}
+        if others := [f"{key}: {what}" for key, what in changed.items() if key in facts]:
+            raise ConfigError(
+                f"{self.folder} was made from other {' and '.join(key for key in changed if key in facts)} "
+                f"({'; '.join(others)}); restore what the run was started with, or set run.folder=NEW"
+            )
+        for key, what in changed.items():
+            self.note(
+                f"{key} changed since the run was started ({what}); numbers may differ in their last digits"
+            )
 
     # -- checkpoints ---------------------------------------------------------------------------------
 

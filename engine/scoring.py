@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from verigrad.engine.config import Config
+from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.failures import WorkError
 from verigrad.engine.schema import RolloutGroup, VerifiedGroup
 from verigrad.verifiers.base import Verdict
@@ -32,21 +32,28 @@ class Scorer:
     def __init__(self, cfg: Config) -> None:
         verifier = cfg.verifier
         self.name, self.max_undecided_frac = verifier.name, verifier.max_undecided_frac
-        self.pool = VerifierPool(
-            verifier.name,
-            options=verifier.options,
-            num_workers=verifier.num_workers,
-            deadline_s=verifier.deadline_s,
-            memory_mb=verifier.memory_mb,
-            seed=cfg.train.seed,
-        )
+        try:
+            self.pool = VerifierPool(
+                verifier.name,
+                options=verifier.options,
+                num_workers=verifier.num_workers,
+                deadline_s=verifier.deadline_s,
+                memory_mb=verifier.memory_mb,
+                seed=cfg.train.seed,
+            )
+        except ValueError as error:  # no such verifier, or not with these options
+            raise ConfigError(f"verifier.name: {error}") from error
 
     def submit(self, arriving: Iterable[tuple[int, RolloutGroup]]) -> list[Pending]:
         """Hand each group to the workers as it arrives; returns when the last has arrived."""
         pending = []
         for position, group in arriving:
             attempts = [rollout.attempt for rollout in group.rollouts]
-            pending.append(Pending(position, group, self.pool.submit(group.problem, attempts)))
+            try:
+                verdicts = self.pool.submit(group.problem, attempts)
+            except ValueError as error:  # the row lacks what the verifier asks for
+                raise ConfigError(f"verifier.name = {self.name!r} does not fit the data: {error}") from error
+            pending.append(Pending(position, group, verdicts))
         return pending
 
     def wait(self, pending: Sequence[Pending]) -> list[VerifiedGroup]:

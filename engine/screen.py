@@ -46,7 +46,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """One line of plain text; nothing in it is markup."""
-        self.console.print(escape(text))
+        self.console.print(escape(text), soft_wrap=True)  # else a note of one line is cut at column 110
 
     def progress(self, text: str, fraction: float) -> None:
         """How far a preparation has come, 0 to 1."""
@@ -61,6 +61,8 @@ class Screen:
             f"reward {row['reward']:.3f}  kept {row['kept_frac']:.0%}  entropy {row['entropy']:.3f}  "
             f"length {row['completion_tokens_mean']:.0f}  {row['tokens_per_s']:,.0f} tok/s"
         )
+        if row.get("skipped_updates"):
+            facts += f"  SKIPPED {row['skipped_updates']:.0f} non-finite updates"
         text = f"step {row['step']}/{num_steps}"
         self._advance("train", text, facts, row["step"], num_steps, every=max(1, num_steps // 20))
 
@@ -79,13 +81,14 @@ class Screen:
         """One evaluation done."""
         self.say(
             f"step {row['step']}: {row['data']} accuracy {row['avg']:.3f} "
-            f"[{row['avg_low']:.3f}, {row['avg_high']:.3f}] on {row['num_problems']} problems, "
-            f"mean length {row['completion_tokens_mean']:.1f} tokens"
+            f"[{row['avg_low']:.3f}, {row['avg_high']:.3f}] on {row['num_problems']} problems"
         )
 
     def samples(self, groups: Sequence[VerifiedGroup], *, most: int = 3) -> None:
         """A few prompts with one answer each and its verdict."""
-        table = Table(box=None, padding=(0, 2), title_justify="left", title="[dim]sampled answers[/]")
+        lengths = [rollout.num_completion_tokens for group in groups for rollout in group.rollouts]
+        title = f"[dim]sampled answers, {sum(lengths) / max(1, len(lengths)):.1f} tokens on average[/]"
+        table = Table(box=None, padding=(0, 2), title_justify="left", title=title)
         for column in ("prompt", "answer", "verdict"):
             table.add_column(column, overflow="fold", max_width=60)
         for group in groups[:most]:

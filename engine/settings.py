@@ -1,9 +1,11 @@
 """The settings of a recipe: one class per TOML section, and what each algorithm chooses by itself."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ConfigError(ValueError):
@@ -201,7 +203,7 @@ class OptimConfig(Section):
 
     lr: float = Field(default=1e-6, gt=0)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.9, 0.95)
     """AdamW's averaging constants."""
     eps: float = Field(default=1e-8, gt=0)
     """AdamW's epsilon."""

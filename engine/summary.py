@@ -1,5 +1,6 @@
 """A run folder to the table and the picture at its end."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from verigrad.engine import curve, rollout_file
@@ -18,7 +19,9 @@ def show(run: Run, screen: Screen) -> int:
     for data in dict.fromkeys(row["data"] for row in evals):
         rows += _gain(run, data, [row for row in evals if row["data"] == data])
     if metrics:
-        rows.append(("training reward", f"{metrics[0]['reward']:.3f} -> {metrics[-1]['reward']:.3f}"))
+        rows.append(
+            ("training reward", f"{_number(metrics[0], 'reward')} -> {_number(metrics[-1], 'reward')}")
+        )
         first, last = metrics[0]["completion_tokens_mean"], metrics[-1]["completion_tokens_mean"]
         rows.append(("completion length", f"{first:.1f} -> {last:.1f} tokens"))
     rows.append(("where the time went", _time_split(run.total_seconds())))
@@ -32,10 +35,9 @@ def show(run: Run, screen: Screen) -> int:
 def _gain(run: Run, data: str, evals: list[dict[str, Any]]) -> list[tuple[str, str]]:
     before, after = evals[0], evals[-1]
     rows = [
-        (f"{data} accuracy {when}", f"{row['avg']:.3f}  [{row['avg_low']:.3f}, {row['avg_high']:.3f}]"
-         f"  on {row['num_problems']} unseen problems")
+        (f"{data} accuracy {when}", f"{_interval(row)}  on {row['num_problems']} unseen problems")
         for when, row in (("before", before), ("after", after))
-    ]  # fmt: skip
+    ]
     if before["step"] == after["step"]:
         return rows[:1]
     old, new = (
@@ -43,6 +45,8 @@ def _gain(run: Run, data: str, evals: list[dict[str, Any]]) -> list[tuple[str, s
         for row in (before, after)
     )
     both = [problem for problem in old if old[problem] and new.get(problem)]
+    if len(both) < 2:
+        return rows
     gain, low, high = paired_gain([_mean(old[p]) for p in both], [_mean(new[p]) for p in both])
     return [*rows, (f"{data} gain", f"{gain:+.3f}  [{low:+.3f}, {high:+.3f}]  (95%, paired by problem)")]
 
@@ -52,6 +56,15 @@ def _time_split(seconds: dict[str, float]) -> str:
     total = sum(known.values())
     parts = [f"{name} {value:.0f} s ({value / total:.0%})" for name, value in known.items()]
     return f"{total:.0f} s: {', '.join(parts)}" if parts else "not recorded"
+
+
+def _number(row: Mapping[str, Any], key: str) -> str:
+    """A number that may not have been finite, which is null on disk."""
+    return "undefined" if row[key] is None else f"{row[key]:.3f}"
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{_number(row, 'avg')}  [{_number(row, 'avg_low')}, {_number(row, 'avg_high')}]"
 
 
 def _mean(values: list[float]) -> float:

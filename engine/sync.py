@@ -56,11 +56,17 @@ class WeightSync:
         return {"canary_gap": gap}
 
     def require_match(self, metrics: Metrics) -> None:
-        """Raise WeightSyncError when a step's rollouts were not sampled from the policy that trained on them."""
+        """Raise WeightSyncError when a step's rollouts were not sampled from the policy that trained on them.
+
+        A non-finite mismatch of a skipped step is that step's own trouble, and counted as such.
+        """
         mismatch = metrics.get("mismatch_kl", 0.0)
+        if metrics.get("skipped_updates") and not math.isfinite(mismatch):
+            return
         if not mismatch <= self.max_mismatch_kl:
             raise WeightSyncError(
                 f"mismatch_kl = {mismatch:.2g} between sampler and trainer is more than "
                 f"sync.max_mismatch_kl = {self.max_mismatch_kl:g}: the policy that samples is not the policy "
-                "that trains. Resume from the last checkpoint with policy.dtype = 'float32', or raise the limit if you know why"
+                "that trains. Start another run with policy.dtype = 'float32', or with a higher limit if you "
+                "know why"
             )

@@ -267,6 +267,26 @@ def test_more_steps_are_refused_where_the_schedule_ends_with_them(fresh):
     assert "train.num_steps: 1 -> 2" in printed
 
 
+def test_changed_data_is_refused_though_the_settings_are_the_same(finished):
+    (finished / "run" / "checkpoints" / "step_000005" / "trainer_state.pt").unlink()  # something is left to do
+    lines = (finished / "sums.jsonl").read_text().splitlines(keepends=True)
+    (finished / "sums.jsonl").write_text("".join(lines[:-1]))
+    status, printed = train(finished)
+    assert status == 2, printed
+    assert "Traceback" not in printed
+    assert "data" in printed.splitlines()[-1]
+
+
+def test_another_version_of_a_library_is_noted(finished):
+    (finished / "run" / "checkpoints" / "step_000005" / "trainer_state.pt").unlink()
+    record = json.loads((finished / "run" / "environment.json").read_text())
+    record["versions"]["torch"] = "1.0"
+    (finished / "run" / "environment.json").write_text(json.dumps(record))
+    status, printed = train(finished)
+    assert status == 0, printed
+    assert "note: versions changed since the run was started" in printed
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 3 MiB."""
