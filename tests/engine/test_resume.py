@@ -10,6 +10,7 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+
 from tests.tiny import Forked, run_cli, start_cli, write_recipe
 
 PREFIX = "the sum of these two numbers, please: " * 4  # longer than a block of vLLM's prefix cache

@@ -1,0 +1,71 @@
+"""Groups to verdicts: in the problems' order, whatever finishes first; too many undecided is an error."""
+
+import pytest
+
+from tests.tiny import VERIFIERS, config, rollout
+from verigrad.engine.config import ConfigError
+from verigrad.engine.schema import Rollout, RolloutGroup, VerifiedGroup
+from verigrad.engine.scoring import Scorer, UndecidedError
+from verigrad.verifiers.base import Problem, Verdict
+
+SLEEPY = """
+import time
+def sleepy(text):
+    time.sleep(float(text))
+    return float(text) < 0.1
+"""
+
+
+@pytest.fixture
+def scorer(tmp_path, request):
+    def build(name, **verifier):
+        (tmp_path / "own.py").write_text(VERIFIERS + SLEEPY)
+        built = Scorer(config(verifier={"name": f"{tmp_path}/own.py:{name}", **verifier}))
+        request.addfinalizer(built.pool.close)
+        return built
+
+    return build
+
+
+def group(name, *texts):
+    rollouts = [Rollout([1, 2], [False, True], [0.0, -1.0], [-1, 0], text, "stop", 0) for text in texts]
+    return RolloutGroup(Problem(name, "p", "a"), rollouts)
+
+
+def test_the_slow_and_the_late_leave_no_trace(scorer):
+    judge = scorer("sleepy")
+    arriving = [(2, group("c", "0.01", "0.3")), (0, group("a", "0.3", "0.01")), (1, group("b", "0.01"))]
+    judged = judge.wait(judge.submit(arriving))
+    assert [one.problem.id for one in judged] == ["a", "b", "c"]
+    assert [one.correctness for one in judged] == [[0.0, 1.0], [1.0], [1.0, 0.0]]
+    assert judge.health()["num_checked"] == 5
+
+
+def judged(*decided):
+    verdicts = [Verdict.right() if yes else Verdict.undecided("the sandbox died") for yes in decided]
+    return [VerifiedGroup(Problem("p", "q", "a"), [rollout([1], [2])] * len(decided), verdicts)]
+
+
+def test_undecided_verdicts_up_to_the_limit_are_borne(scorer):
+    scorer("low_first", max_undecided_frac=0.5).require_decided(judged(True, False))
+    scorer("low_first", max_undecided_frac=1.0).require_decided(judged(False, False))
+    scorer("low_first", max_undecided_frac=0.0).require_decided(judged(True, True))
+
+
+def test_more_of_them_stop_the_run_and_say_why(scorer):
+    with pytest.raises(UndecidedError, match="could not decide 2 of 3 attempts") as caught:
+        scorer("low_first", max_undecided_frac=0.5).require_decided(judged(True, False, False))
+    assert "the sandbox died" in str(caught.value)
+    assert "verifier.max_undecided_frac = 0.5" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_verifier_that_is_not_there_is_the_users_input():
+    with pytest.raises(ConfigError, match=r"verifier\.name: .*did you mean 'math_answer'"):
+        Scorer(config(verifier={"name": "math_anser"}))
+
+
+def test_a_row_that_lacks_what_the_verifier_asks_for_is_the_users_input(scorer):
+    judge = scorer("wants_hint")
+    with pytest.raises(ConfigError, match=r"does not fit the data: .*hint"):
+        judge.submit([(0, group("a", "text"))])

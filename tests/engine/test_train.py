@@ -1,0 +1,202 @@
+"""The loop itself, where a step goes wrong: nothing to train on, no verdicts, no finite loss."""
+
+import dataclasses
+import json
+import math
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+
+from tests.tiny import write_recipe
+from verigrad.engine import algorithms, config
+from verigrad.engine import train as loop
+from verigrad.engine.config import ConfigError
+from verigrad.engine.run import RunError
+from verigrad.engine.scoring import UndecidedError
+from verigrad.engine.screen import Screen
+from verigrad.engine.sync import WeightSync, WeightSyncError
+
+HOUSE_KEYS = """
+step reward reward_std kept_frac undecided_frac solve_all_frac solve_none_frac loss grad_norm entropy
+clip_frac_low clip_frac_high kl_ref mismatch_kl mismatch_max completion_tokens_mean truncated_frac
+policy_version staleness_mean lr tokens_per_s seconds/rollout seconds/verify
+seconds/train seconds/sync seconds/total
+"""
+PARQUET_COLUMNS = """
+step group index problem_id prompt answer meta token_ids loss_mask logprobs policy_versions text finish_reason
+seed reward outcome parts reason verify_s advantage kept
+"""
+
+
+@pytest.fixture
+def task(tmp_path, monkeypatch):
+    """A function that trains the tiny recipe here: (exit status, run folder, what was on the screen)."""
+    monkeypatch.chdir(tmp_path)
+
+    def train(*overrides, verifier="low_first"):
+        cfg = config.load(str(write_recipe(tmp_path, verifier=verifier)), overrides)
+        with open(tmp_path / "screen.txt", "w") as file, Screen(Console(file=file, width=200)) as screen:
+            status = loop.train(cfg, screen)
+        return status, tmp_path / "run", (tmp_path / "screen.txt").read_text()
+
+    return train
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run, step):
+    return (run / "checkpoints" / f"step_{step:06d}" / "model.safetensors").read_bytes()
+
+
+def spoil_loss(monkeypatch, is_spoilt):
+    """Let the loss of the optimizer steps for which `is_spoilt(number)` be NaN; they count from 1."""
+    build, count = algorithms.build, iter(range(1, 100))
+
+    def spoilt(cfg):
+        algorithm = build(cfg)
+
+        def loss(inputs):
+            value, sums = algorithm.loss(inputs)
+            if is_spoilt(next(count)):
+                value = value * math.nan
+                sums = {**sums, "loss_sum": value.detach().double()}
+            return value, sums
+
+        return dataclasses.replace(algorithm, loss=loss)
+
+    monkeypatch.setattr(loop.algorithms, "build", spoilt)
+
+
+def test_a_row_and_a_rollout_have_what_the_format_asks_for(task):
+    status, run, _ = task("train.num_steps=2")
+    assert status == 0
+    for row in metrics(run):
+        assert set(HOUSE_KEYS.split()) <= set(row)
+    table = pq.read_table(run / "rollouts" / "step_000002.parquet")
+    assert table.column_names == PARQUET_COLUMNS.split()
+    rows = table.to_pylist()
+    assert len(rows) % 4 == 0
+    first = rows[0]
+    assert first["step"] == 2
+    assert (
+        len(first["token_ids"])
+        == len(first["loss_mask"])
+        == len(first["logprobs"])
+        == len(first["policy_versions"])
+    )
+    assert {v for v, m in zip(first["policy_versions"], first["loss_mask"], strict=True) if m} == {1}
+    assert sum(row["kept"] for row in rows) % 4 == 0
+    assert all(row["advantage"] == 0 for row in rows if not row["kept"])
+
+
+def test_non_finite_steps_are_skipped_counted_and_kept_then_stop_the_run(task, monkeypatch):
+    spoil_loss(monkeypatch, lambda number: number > 2)  # the first step is fine
+    with pytest.raises(RunError, match="2 steps in a row had a non-finite loss") as caught:
+        task("run.save_every=1")
+    assert "/rollouts" in str(caught.value)
+    rows = metrics(run := task_folder(caught))
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["skipped_updates"] for row in rows] == [0.0, 2.0, 2.0]
+    assert rows[1]["loss"] is None  # NaN is no JSON
+    assert weights(run, 2) == weights(run, 3)
+    assert len(pq.read_table(run / "rollouts" / "step_000003.parquet")) >= 16
+
+
+def task_folder(caught):
+    from pathlib import Path
+
+    return Path(str(caught.value).split("rollouts are in ")[1].split("/rollouts")[0])
+
+
+def test_one_bad_step_is_passed_over(task, monkeypatch):
+    spoil_loss(monkeypatch, lambda number: number in (3, 7))
+    status, run, screen = task("run.save_every=1", "run.keep_checkpoints=9")
+    assert status == 0
+    assert [row["skipped_updates"] for row in metrics(run)] == [0.0, 1.0, 0.0, 1.0, 0.0]
+    assert "SKIPPED 1 non-finite" in screen
+    assert weights(run, 1) != weights(run, 2)  # its other minibatch was fine
+    assert metrics(run)[2]["loss"] is not None
+
+
+def test_a_non_finite_mismatch_of_a_skipped_step_is_not_taken_for_a_stale_sampler():
+    sync = WeightSync.__new__(WeightSync)
+    sync.max_mismatch_kl = 1e-3
+    sync.require_match({"mismatch_kl": math.nan, "skipped_updates": 1.0})
+    sync.require_match({"mismatch_kl": 1e-4})
+    for bad in (
+        {"mismatch_kl": math.nan, "skipped_updates": 0.0},
+        {"mismatch_kl": 0.1, "skipped_updates": 1.0},
+    ):
+        with pytest.raises(WeightSyncError, match="the policy that samples is not"):
+            sync.require_match(bad)
+
+
+def test_steps_without_a_group_worth_training_on_change_nothing(task):
+    status, run, _ = task("run.save_every=1", "run.keep_checkpoints=9", verifier="never_right")
+    assert status == 0
+    assert {weights(run, step) for step in range(1, 6)} == {weights(run, 1)}
+    for row in metrics(run):
+        assert (row["reward"], row["kept_frac"], row["loss"], row["grad_norm"]) == (0.0, 0.0, 0.0, 0.0)
+        assert row["solve_none_frac"] == 1.0
+    assert len(pq.read_table(run / "rollouts" / "step_000001.parquet")) == 4 * 12  # the cap, 3 x 4 groups
+
+
+def test_a_verifier_that_always_raises_stops_before_anything_is_trained(task, tmp_path):
+    no_eval = "eval.every=0 data.num_eval=0 eval.pass_k=[] eval.num_samples=1 eval.temperature=0.0"
+    with pytest.raises(UndecidedError, match="could not decide 16 of 16") as caught:
+        task(*no_eval.split(), verifier="always_raises")
+    assert "a bug of the verifier" in str(caught.value)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_undecided_verdicts_that_are_allowed_train_nothing_and_break_nothing(task):
+    status, run, screen = task("verifier.max_undecided_frac=1.0", verifier="always_raises")
+    assert status == 0
+    assert [row["undecided_frac"] for row in metrics(run)] == [1.0] * 5
+    assert metrics(run)[0]["reward"] is None
+    evals = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    assert evals[0]["avg"] is None
+    assert evals[0]["pass_at"] == {"1": None, "2": None}
+    assert evals[0]["undecided_frac"] == 1.0
+    assert "undefined" in screen
+    assert (run / "curve.png").stat().st_size > 5000
+
+
+def test_a_held_out_set_of_one_problem(task):
+    status, run, screen = task("data.num_eval=1", "train.num_steps=1")
+    assert status == 0
+    assert "NaN" not in (run / "eval.jsonl").read_text()
+    assert "nan" not in screen.split("run: 1 steps")[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["verifier.name=exact_mach"], "did you mean 'exact_match'"),
+        (["policy.model=./nowhere"], "policy.model = './nowhere'"),
+        (["data.path=none.jsonl"], "no file none.jsonl"),
+        (["data.curriculum=level"], "data.curriculum = 'level'"),
+        (["rollout.max_prompt_tokens=2"], "sums.jsonl line 1"),
+    ],
+)
+def test_what_the_recipe_names_wrongly_is_told_in_one_line(task, overrides, says):
+    with pytest.raises(ConfigError) as caught:
+        task(*overrides)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_torch_alone_decides_nothing(task):
+    """Sampling draws from seeds of its own: what was drawn from torch before leaves no trace."""
+    _, run, _ = task("train.num_steps=1")
+    first = pq.read_table(run / "rollouts" / "step_000001.parquet").drop_columns("verify_s").to_pylist()
+    torch.rand(17)
+    _, again, _ = task("train.num_steps=1", "run.folder=again")
+    assert again.name == "run"
+    folder = run.parent / "again" / "rollouts" / "step_000001.parquet"
+    assert pq.read_table(folder).drop_columns("verify_s").to_pylist() == first
