@@ -135,7 +135,8 @@ def explain(error: Any) -> str:
     where = ".".join(path)
     if error["type"] != "extra_forbidden":
         shown = repr(error["input"])
-        return f"{where} = {shown[:80]}: {error['msg'][0].lower()}{error['msg'][1:]}"
+        message = error["msg"].removeprefix("Value error, ")
+        return f"{where} = {shown[:80]}: {message[0].lower()}{message[1:]}"
     known = settings()
     inside = [name for name in known if name.startswith(f"{path[0]}.")]
     elsewhere = [name for name in known if name.split(".")[1] == path[-1]]

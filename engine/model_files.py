@@ -1,6 +1,7 @@
 """A recipe's model to a local folder, with its tokenizer and the tokens that end a completion."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ def fetch(cfg: Config, *, progress: Callable[[str, float], None] | None = None) 
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"policy.model = {reference!r}: no tokenizer could be loaded: {reason}") from error
+    _require_positions(cfg, folder)
     return ModelFiles(str(folder), tokenizer, _eos_ids(folder, tokenizer, reference), fingerprint(folder))
 
 
@@ -54,6 +56,25 @@ def _download(reference: str) -> Path:
             f"policy.model = {reference!r} is no local folder, and the hub did not give it: "
             f"{type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
+
+
+def _require_positions(cfg: Config, folder: Path) -> None:
+    """Refuse rollouts longer than the model's positions, where its config.json says how many there are."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"policy.model = {cfg.policy.model!r}: config.json cannot be read: {error}"
+        ) from error
+    text = config.get("text_config") or config
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    num_positions = text.get("max_position_embeddings")
+    longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_tokens
+    if isinstance(num_positions, int) and "factor" not in rope and longest > num_positions:
+        raise ConfigError(
+            f"rollout.max_prompt_tokens + rollout.max_tokens = {longest} is more than the {num_positions} "
+            "positions of policy.model; lower them"
+        )
 
 
 def _eos_ids(folder: Path, tokenizer: Any, reference: str) -> tuple[int, ...]:

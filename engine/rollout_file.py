@@ -58,9 +58,9 @@ def _rows(step: int, position: int, group: VerifiedGroup, scored: ScoredGroup | 
     shared = {
         "step": step,
         "group": position,
-        "problem_id": problem.id,
-        "prompt": as_text(problem.prompt),
-        "answer": as_text(problem.answer),
+        "problem_id": _unicode(problem.id),
+        "prompt": _unicode(as_text(problem.prompt)),
+        "answer": _unicode(as_text(problem.answer)),
         "meta": json.dumps(dict(problem.meta), default=str),
         "kept": scored is not None,
     }
@@ -72,13 +72,13 @@ def _rows(step: int, position: int, group: VerifiedGroup, scored: ScoredGroup | 
             "loss_mask": rollout.loss_mask,
             "logprobs": rollout.logprobs,
             "policy_versions": rollout.policy_versions,
-            "text": rollout.text,
+            "text": _unicode(rollout.text),
             "finish_reason": rollout.finish_reason,
             "seed": rollout.seed,
             "reward": verdict.reward,
             "outcome": verdict.outcome,
             "parts": json.dumps(dict(verdict.parts)),
-            "reason": verdict.reason,
+            "reason": _unicode(verdict.reason),
             "verify_s": verdict.seconds,
             "advantage": 0.0 if scored is None else scored.advantages[index],
         }
@@ -89,6 +89,11 @@ def _rows(step: int, position: int, group: VerifiedGroup, scored: ScoredGroup | 
 def as_text(value: object) -> str:
     """Text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _unicode(text: str) -> str:
+    """Half a surrogate pair, which JSON can smuggle into a verifier's reason, is not UTF-8: shown as ?."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def correctness(path: Path) -> dict[str, list[float]]:

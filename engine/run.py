@@ -1,10 +1,12 @@
 """One run's folder: recipe, metrics, rollouts, evaluations and checkpoints, all of which survive a kill."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -82,7 +84,13 @@ class Run:
         record = self.folder / "config.toml"
         if not record.exists():
             return
-        before = load(str(record), [f"run.folder={json.dumps(str(self.folder))}"])
+        try:
+            before = load(str(record), [f"run.folder={json.dumps(str(self.folder))}"])
+        except ConfigError as error:
+            raise ConfigError(
+                f"{self.folder} holds a run whose recipe this version does not take ({error}); use the "
+                "version that started it, or set run.folder=NEW"
+            ) from error
         changed = [line for line in differences(self.cfg, before) if not self._harmless(line.split(":")[0])]
         if changed:
             raise ConfigError(
@@ -196,8 +204,15 @@ class Run:
             "cpu_count": os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         }
-        around = {"python": sys.version.split()[0], "versions": versions, "hardware": hardware}
-        record = {**around, "seed": self.cfg.train.seed, **facts}
+        record = {
+            "python": sys.version.split()[0],
+            "versions": versions,
+            "commit": _commit(),
+            "hardware": hardware,
+            "seed": self.cfg.train.seed,
+            "verifier": _hash_of_file(self.cfg.verifier.name.rpartition(":")[0]),
+            **facts,
+        }
         if self.resume_from is not None and (before := self._read("environment.json")):
             self._compare_environment(json.loads(before), json.loads(json.dumps(record, default=str)), facts)
         self._write("environment.json", json.dumps(record, indent=2, default=str) + "\n")
@@ -206,7 +221,9 @@ class Run:
         self, before: Mapping[str, Any], now: Mapping[str, Any], facts: Collection[str]
     ) -> None:
         """Other data or another model is another run; other versions or hardware are worth a line."""
-        changed = {key: f"{before[key]!r} -> {now.get(key)!r}" for key in before if before[key] != now.get(key)}
+        changed = {
+            key: f"{before[key]!r} -> {now.get(key)!r}" for key in before if before[key] != now.get(key)
+        }
         if others := [f"{key}: {what}" for key, what in changed.items() if key in facts]:
             raise ConfigError(
                 f"{self.folder} was made from other {' and '.join(key for key in changed if key in facts)} "
@@ -279,6 +296,23 @@ class Run:
         if error is not None:
             self.note(f"ended by {type(error).__name__}: {error}")
         self._lock.release()
+
+
+def _commit() -> str | None:
+    """The commit of a source checkout; None of an installed package."""
+    source = Path(__file__).parent.parent
+    if not (source / ".git").exists():
+        return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "-C", str(source), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip() or None
+    return None
+
+
+def _hash_of_file(name: str) -> str | None:
+    """Of a verifier that is a file; those of packages are told by their versions."""
+    path = Path(name).expanduser()
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

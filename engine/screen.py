@@ -96,7 +96,7 @@ class Screen:
             prompt = group.problem.prompt
             shown = prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))
             mark = MARKS.get(verdict.outcome, f"[red]{verdict.outcome}[/]")
-            table.add_row(escape(shown[-200:]), escape(rollout.text[-300:]), mark)
+            table.add_row(escape(printable(shown[-200:])), escape(printable(rollout.text[-300:])), mark)
         self.console.print(table)
 
     def summary(self, rows: Sequence[tuple[str, str]], *, title: str) -> None:
@@ -107,6 +107,11 @@ class Screen:
         for name, value in rows:
             table.add_row(escape(name), escape(value))
         self.console.print(table)
+
+
+def printable(text: str) -> str:
+    """Text without the control characters by which a model's output could drive the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def relative(path: Path) -> str:

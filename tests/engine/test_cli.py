@@ -76,7 +76,8 @@ def test_a_dry_run_prints_a_recipe_that_loads_and_what_a_step_will_do(call, tmp_
 def test_a_dry_run_imports_no_torch(tmp_path):
     write_recipe(tmp_path)
     code = (
-        "import sys; from verigrad.engine import cli; status = cli.guarded(['train', 'tiny.toml', '--dry-run']); "
+        "import sys; from verigrad.engine import cli; "
+        "status = cli.guarded(['train', 'tiny.toml', '--dry-run']); "
         "print('#', status, sorted({'torch', 'transformers', 'vllm'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -140,6 +140,8 @@ def test_an_override_below_a_value(plain):
         ("zzz.a=1", "zzz is not a setting; sections: train, run, data"),
         ("train.num_steps=-3", "train.num_steps = -3: input should be greater than or equal to 1"),
         ("train.num_steps=many", "train.num_steps = 'many': input should be a valid integer"),
+        ("train.num_steps=true", "train.num_steps = True: true and false fit no setting of this kind"),
+        ("optim.lr=true", "optim.lr = True: true and false fit no setting of this kind"),
         ("optim.lr=nan", "optim.lr = nan: input should be a finite number"),
         ("rollout.temperature=0", "rollout.temperature = 0: input should be greater than 0"),
         ("optim.betas=[0.9, 1.5]", "optim.betas.1 = 1.5: input should be less than 1"),

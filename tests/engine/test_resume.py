@@ -269,7 +269,7 @@ def test_more_steps_are_refused_where_the_schedule_ends_with_them(fresh):
 
 
 def test_changed_data_is_refused_though_the_settings_are_the_same(finished):
-    (finished / "run" / "checkpoints" / "step_000005" / "trainer_state.pt").unlink()  # something is left to do
+    (finished / "run" / "checkpoints" / "step_000005" / "trainer_state.pt").unlink()  # so something is left
     lines = (finished / "sums.jsonl").read_text().splitlines(keepends=True)
     (finished / "sums.jsonl").write_text("".join(lines[:-1]))
     status, printed = train(finished)

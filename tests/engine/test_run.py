@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.tiny import config, rollout
@@ -190,6 +191,21 @@ def test_a_log_that_cannot_be_written_hides_no_error(tmp_path):
         fail()
 
 
+def test_text_that_is_no_unicode_is_still_recorded(tmp_path):
+    verdicts = [Verdict.wrong("half a pair: \ud800"), Verdict.right()]
+    with Run(settings(tmp_path / "run")) as run:
+        run.log_step(1, {}, [VerifiedGroup(group().problem, group().rollouts, verdicts)], {})
+    table = pq.read_table(tmp_path / "run" / "rollouts" / "step_000001.parquet")
+    assert table["reason"].to_pylist() == ["half a pair: ?", ""]
+
+
+def test_a_recipe_of_another_version_is_named_as_such(folder):
+    record = folder / "config.toml"
+    record.write_text(record.read_text().replace("num_steps", "num_stages"))
+    with pytest.raises(ConfigError, match=r"this version does not take .*train\.num_stages is not a setting"):
+        Run(settings(folder))
+
+
 def test_seconds_belong_to_the_step_they_were_spent_in(tmp_path):
     with Run(settings(tmp_path / "run")) as run:
         for step in (1, 2):
@@ -216,4 +232,4 @@ def test_other_data_is_another_run(folder):
             run.record_environment(data="b", model="m")
     record = json.loads((folder / "environment.json").read_text())
     assert record["data"] == "a"
-    assert {"python", "versions", "hardware", "seed"} <= set(record)
+    assert {"python", "versions", "hardware", "seed", "commit", "verifier"} <= set(record)

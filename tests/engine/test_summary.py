@@ -12,7 +12,7 @@ from verigrad.engine import curve, summary
 from verigrad.engine.interrupt import Interrupt
 from verigrad.engine.run import Run
 from verigrad.engine.schema import Evaluation, VerifiedGroup
-from verigrad.engine.screen import Screen
+from verigrad.engine.screen import Screen, printable
 from verigrad.verifiers.base import Problem, Verdict
 
 
@@ -90,6 +90,10 @@ def test_a_long_note_stays_one_line(tmp_path):
         Screen(Console(file=file, width=40)).say("[bold]word[/] " * 20)
     assert (tmp_path / "out.txt").read_text().count("\n") == 1
     assert "[bold]word[/]" in (tmp_path / "out.txt").read_text()
+
+
+def test_what_a_model_wrote_cannot_drive_the_terminal():
+    assert printable("a\x1b[2J\ud800\tb\n\u00e9") == "a\ufffd[2J\ufffd\tb\n\u00e9"
 
 
 def test_the_second_interrupt_ends_at_once():

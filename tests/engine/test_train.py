@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import write_recipe
 from verigrad.engine import algorithms, config
@@ -182,6 +183,7 @@ def test_a_held_out_set_of_one_problem(task):
         (["data.path=none.jsonl"], "no file none.jsonl"),
         (["data.curriculum=level"], "data.curriculum = 'level'"),
         (["rollout.max_prompt_tokens=2"], "sums.jsonl line 1"),
+        (["rollout.max_prompt_tokens=600"], "= 608 is more than the 512 positions of policy.model"),
     ],
 )
 def test_what_the_recipe_names_wrongly_is_told_in_one_line(task, overrides, says):
@@ -189,6 +191,20 @@ def test_what_the_recipe_names_wrongly_is_told_in_one_line(task, overrides, says
         task(*overrides)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_is_a_model_folder_like_any_other(task):
+    _, run, _ = task("train.num_steps=2")
+    folder = run / "checkpoints" / "step_000002"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokens = AutoTokenizer.from_pretrained(folder)("1+1=", return_tensors="pt")
+    row = pq.read_table(run / "evals" / "step_000002_held_out.parquet").to_pylist()[0]
+    ids, mask = torch.tensor([row["token_ids"]]), torch.tensor(row["loss_mask"][1:])
+    with torch.no_grad():
+        logprobs = torch.log_softmax(model(ids).logits[0, :-1].float() / 0.7, -1)
+    chosen = logprobs.gather(1, ids[0, 1:, None])[:, 0][mask]
+    assert torch.allclose(chosen, torch.tensor(row["logprobs"])[1:][mask], atol=1e-4)
+    assert model.generate(**tokens, max_new_tokens=3).shape[1] > tokens["input_ids"].shape[1]
 
 
 def test_torch_alone_decides_nothing(task):
