@@ -1,6 +1,6 @@
 """The quickstart's task and starting model: sums and products on seven levels, taught by a mediocre teacher.
 
-`problems` makes the rows, `model` makes a 0.5 M parameter model in about a minute on one CPU core. The
+`problems` makes the rows, `model` makes a 0.6 M parameter model in about two minutes on one CPU core. The
 teacher mostly blurts an answer, often wrong, and sometimes works it out, digit by digit, with slips:
 
     57+48=?<think>7+8+0=15;5+4+1=10</think>\\boxed{105}     worked out
@@ -132,11 +132,11 @@ def model(
     *,
     seed: int,
     progress: Callable[[str, float], None],
-    num_steps: int = 450,
+    num_steps: int = 600,
     batch_size: int = 64,
     lr: float = 6e-3,
     hidden_size: int = 128,
-    num_layers: int = 3,
+    num_layers: int = 4,
 ) -> None:
     """Write a model that has seen `num_steps` batches of demonstrations, with its tokenizer, to `folder`."""
     with seeded_torch(seed):
