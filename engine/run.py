@@ -63,6 +63,7 @@ class Run:
         self._refuse_changed_settings()
         checkpoint.remove_halves(self.checkpoints)
         self.resume_from = self._newest_whole()
+        checkpoint.prune(self.checkpoints, keep=self.cfg.run.keep_checkpoints)  # a kill may have come first
         self.first_step = 1 if self.resume_from is None else self.resume_from[0] + 1
         self._forget_after(self.first_step - 1)
         if self._read("config.toml") != to_toml(self.cfg):
@@ -82,8 +83,8 @@ class Run:
     def _refuse_changed_settings(self) -> None:
         """A resumed run must be the run that was started."""
         record = self.folder / "config.toml"
-        if not record.exists():
-            return
+        if not record.exists() or not (self.evaluations() or self.metrics()):
+            return  # nothing has happened yet that other settings could contradict
         try:
             before = load(str(record), [f"run.folder={json.dumps(str(self.folder))}"])
         except ConfigError as error:

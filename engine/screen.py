@@ -87,10 +87,11 @@ class Screen:
     def samples(self, groups: Sequence[VerifiedGroup], *, most: int = 3) -> None:
         """A few prompts with one answer each and its verdict."""
         lengths = [rollout.num_completion_tokens for group in groups for rollout in group.rollouts]
-        title = f"[dim]sampled answers, {sum(lengths) / max(1, len(lengths)):.1f} tokens on average[/]"
-        table = Table(box=None, padding=(0, 2), title_justify="left", title=title)
-        for column in ("prompt", "answer", "verdict"):
-            table.add_column(column, overflow="fold", max_width=60)
+        mean = sum(lengths) / max(1, len(lengths))
+        self.console.print(f"[dim]sampled answers, {mean:.1f} tokens on average:[/]")
+        table = Table(box=None, padding=(0, 2))
+        for column, width in (("prompt", 40), ("answer", 100), ("verdict", 12)):
+            table.add_column(column, overflow="fold", max_width=width)
         for group in groups[:most]:
             verdict, rollout = group.verdicts[0], group.rollouts[0]
             prompt = group.problem.prompt

@@ -201,7 +201,8 @@ class Forked:
         context.set_forkserver_preload(["verigrad.engine.train", "matplotlib.pyplot"])
         self.printed = folder / f"printed-{time.monotonic_ns()}.txt"
         words = [str(argument) for argument in arguments]
-        self.process = context.Process(target=_run_forked, args=(words, str(folder), str(self.printed)))
+        given = (words, str(folder), str(self.printed))
+        self.process = context.Process(target=_run_forked, args=given, daemon=True)
         self.process.start()
         self.pid = self.process.pid
 

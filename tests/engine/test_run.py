@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -90,6 +91,14 @@ def test_a_line_cut_off_by_a_kill_is_no_row(folder):
         log(run, 5)
     assert steps(folder) == [1, 2, 3, 4, 5]
     assert (folder / "metrics.jsonl").read_text().endswith("}\n")
+
+
+def test_a_kill_before_pruning_is_made_up_for(folder):
+    with Run(settings(folder)) as run:
+        save(run, 6)
+    shutil.copytree(folder / "checkpoints" / "step_000004", folder / "checkpoints" / "step_000002")
+    with Run(settings(folder)):
+        assert sorted(p.name for p in folder.glob("checkpoints/*")) == ["step_000004", "step_000006"]
 
 
 def test_halves_of_files_are_cleared_away(folder):
