@@ -170,7 +170,15 @@ def wants_hint(text, hint):
 
 def write_recipe(folder, *, verifier="low_first", backend="transformers", shared_prefix=""):
     """A whole recipe in a folder, to be run from there: 5 steps of a random model, seconds in all."""
-    rows = [{"prompt": f"{shared_prefix}{a}+{b}=", "answer": str(a + b)} for a in range(6) for b in range(6)]
+    rows = [
+        {
+            "prompt": f"{shared_prefix}{a}+{b}=",
+            "answer": str(a + b),
+            "kind": "even" if (a + b) % 2 == 0 else "odd",
+        }
+        for a in range(6)
+        for b in range(6)
+    ]
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "verifiers_of_tests.py").write_text(VERIFIERS)
     recipe = folder / "tiny.toml"

@@ -122,6 +122,27 @@ def test_killed_at_random_moments_it_ends_as_if_never_killed(fresh, reference):
     assert_same(fresh / "run", reference / "run")
 
 
+def test_with_a_curriculum_a_schedule_and_a_reference(fresh, tmp_path_factory):
+    settings = [
+        "data.curriculum=kind",
+        "optim.schedule=cosine",
+        "algorithm.kl_coef=0.1",
+        "optim.warmup_steps=2",
+    ]
+    whole = tmp_path_factory.mktemp("whole")
+    for path in fresh.iterdir():
+        shutil.copy(path, whole)
+    assert train(whole, *settings)[0] == 0
+    process = Forked("train", "tiny.toml", *settings, folder=fresh)
+    assert kill_when(process, lambda: len(rows_or_none(fresh / "run" / "metrics.jsonl")) >= 3)
+    status, printed = train(fresh, *settings)
+    assert status == 0, printed
+    assert "resuming after step 2" in printed
+    assert_same(fresh / "run", whole / "run")
+    assert len({row["lr"] for row in rows(fresh / "run" / "metrics.jsonl")}) >= 4
+    assert rows(fresh / "run" / "metrics.jsonl")[-1]["kl_ref"] > 0
+
+
 def rows_or_none(path):
     try:
         return rows(path)
