@@ -43,7 +43,12 @@ class Run:
         self.notes: list[str] = []
         self.seconds: dict[str, float] = {}
         self._refuse_strange_folder()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"run.folder = {str(self.folder)!r} cannot be made ({error.strerror}); name another"
+            ) from error
         self._lock = filelock.FileLock(self.folder / ".lock")
         try:
             self._lock.acquire(timeout=0)

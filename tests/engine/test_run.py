@@ -134,6 +134,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         Run(settings(tmp_path))
     with pytest.raises(ConfigError, match="is a file; name a folder"):
         Run(settings(tmp_path / "thesis.tex"))
+    with pytest.raises(ConfigError, match=r"cannot be made \(Not a directory\)"):
+        Run(settings(tmp_path / "thesis.tex" / "run"))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -146,6 +148,15 @@ def test_changed_settings_are_all_named_and_harmless_ones_are_not(folder):
     assert steps(folder) == [1, 2, 3, 4, 5]  # refused before anything was touched
     with Run(settings(folder, verifier={"num_workers": 7}, train={"num_steps": 200})) as run:
         assert run.first_step == 5
+
+
+def test_settings_may_change_while_nothing_has_happened(tmp_path):
+    folder = tmp_path / "run"
+    with Run(settings(folder)):
+        pass  # ended before the first evaluation: a model that is not there, say
+    with Run(settings(folder, optim={"lr": 0.5})) as run:
+        assert run.first_step == 1
+    assert "lr = 0.5" in (folder / "config.toml").read_text()
 
 
 def test_a_refused_run_does_not_keep_the_folder(folder):
