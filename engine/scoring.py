@@ -1,7 +1,8 @@
 """Groups of rollouts to verdicts, judged by worker processes while others are still being sampled."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -27,22 +28,23 @@ class Pending:
 
 
 class Scorer:
-    """The recipe's verifier and its worker processes."""
+    """One verifier and its worker processes."""
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: Config, name: str, options: Mapping[str, Any], *, setting: str) -> None:
+        """`setting` is where the recipe names it, for errors; limits are those of [verifier]."""
         verifier = cfg.verifier
-        self.name, self.max_undecided_frac = verifier.name, verifier.max_undecided_frac
+        self.name, self.setting, self.max_undecided_frac = name, setting, verifier.max_undecided_frac
         try:
             self.pool = VerifierPool(
-                verifier.name,
-                options=verifier.options,
+                name,
+                options=options,
                 num_workers=verifier.num_workers,
                 deadline_s=verifier.deadline_s,
                 memory_mb=verifier.memory_mb,
                 seed=cfg.train.seed,
             )
         except ValueError as error:  # no such verifier, or not with these options
-            raise ConfigError(f"verifier.name: {error}") from error
+            raise ConfigError(f"{setting}: {error}") from error
 
     def submit(self, arriving: Iterable[tuple[int, RolloutGroup]]) -> list[Pending]:
         """Hand each group to the workers as it arrives; returns when the last has arrived."""
@@ -52,7 +54,7 @@ class Scorer:
             try:
                 verdicts = self.pool.submit(group.problem, attempts)
             except ValueError as error:  # the row lacks what the verifier asks for
-                raise ConfigError(f"verifier.name = {self.name!r} does not fit the data: {error}") from error
+                raise ConfigError(f"{self.setting} = {self.name!r} does not fit the data: {error}") from error
             pending.append(Pending(position, group, verdicts))
         return pending
 
@@ -86,3 +88,15 @@ class Scorer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.pool.close()
+
+
+@contextmanager
+def open_scorers(cfg: Config) -> Iterator[tuple[Scorer, Scorer]]:
+    """The scorer that pays rewards and the one that judges held-out answers; often they are one."""
+    with Scorer(cfg, cfg.verifier.name, cfg.verifier.options, setting="verifier.name") as scorer:
+        if cfg.eval.verifier in ("", cfg.verifier.name) and not cfg.eval.verifier_options:
+            yield scorer, scorer
+            return
+        name, options = cfg.eval.verifier or cfg.verifier.name, cfg.eval.verifier_options
+        with Scorer(cfg, name, options, setting="eval.verifier") as judge:
+            yield scorer, judge

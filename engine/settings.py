@@ -245,6 +245,11 @@ class EvalConfig(Section):
     """Samples per problem (n)."""
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy."""
+    verifier: str = ""
+    """Judge of held-out answers; empty is verifier.name. Another one shows a reward that is being gamed, or
+    what training on a random reward did."""
+    verifier_options: dict[str, Any] = {}
+    """Keyword arguments for eval.verifier."""
     pass_k: list[int] = []
     """k of pass@k and maj@k to report, each at most num_samples."""
 

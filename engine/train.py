@@ -4,53 +4,24 @@
             -> optimizer step -> weights into the sampler, proved -> record
 
 Each arrow is one call below and one file in this folder. Nothing else decides what happens in a step: to
-change a step, change this file.
+change a step, change this file. How the parts come about is in assembly.py.
 """
-
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
-from verigrad.engine import advantage, algorithms, data, dynamic_sampling, model_files, summary
-from verigrad.engine.algorithms import Algorithm
+from verigrad.engine import advantage, dynamic_sampling, summary
+from verigrad.engine.assembly import Loop, open_loop, state_of
 from verigrad.engine.config import Config
-from verigrad.engine.curriculum import Curriculum, problem_stream
-from verigrad.engine.data import ProblemStream
-from verigrad.engine.dynamic_sampling import KeepRate
 from verigrad.engine.eval import evaluate
 from verigrad.engine.interrupt import Interrupt
 from verigrad.engine.pack import pack
-from verigrad.engine.policy import Policy, combine
-from verigrad.engine.prompts import Prompter
-from verigrad.engine.rollout import Sampler, SamplingParams
-from verigrad.engine.rollout_backends import build_engine
+from verigrad.engine.policy import combine
+from verigrad.engine.rollout import SamplingParams
 from verigrad.engine.run import Run, RunError
 from verigrad.engine.schema import Metrics, ScoredGroup, VerifiedGroup, staleness
-from verigrad.engine.scoring import Scorer
 from verigrad.engine.screen import Screen
-from verigrad.engine.sync import WeightSync
-from verigrad.verifiers.base import Problem
 
 INTERRUPTED = 130
-
-
-@dataclass(slots=True)
-class Loop:
-    """The parts of a run, and the little besides the weights that changes from step to step."""
-
-    policy: Policy
-    sampler: Sampler
-    sync: WeightSync
-    scorer: Scorer
-    problems: ProblemStream | Curriculum
-    evals: Mapping[str, list[Problem]]
-    algorithm: Algorithm
-    policy_version: int = 0  # rollout batches trained on
-    keep_rate: KeepRate = field(default_factory=KeepRate)
-    nonfinite_in_row: int = 0
 
 
 def train(cfg: Config, screen: Screen) -> int:
@@ -93,7 +64,6 @@ def train(cfg: Config, screen: Screen) -> int:
                         + "; run the same command again to go on"
                     )
                     return INTERRUPTED
-            run.note(f"verifier health: {loop.scorer.health()}")
         if not saved:
             raise RunError(
                 "the last checkpoint could not be written; free space, then run the same command again"
@@ -190,60 +160,7 @@ def evaluate_all(loop: Loop, run: Run, screen: Screen, cfg: Config, *, step: int
     """Evaluate on every held-out set and record it."""
     for name, problems in loop.evals.items():
         with run.timed("eval"):
-            evaluation = evaluate(name, problems, loop.sampler, loop.scorer, cfg=cfg, step=step)
+            evaluation = evaluate(name, problems, loop.sampler, loop.judge, cfg=cfg, step=step)
         run.log_eval(evaluation)
         screen.evaluation(evaluation.row)
         screen.samples(evaluation.groups)
-
-
-@contextmanager
-def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
-    """Build every part, take up the checkpoint if there is one, and prove that trainer and sampler agree."""
-    with run.timed("start"):
-        model = model_files.fetch(cfg, progress=screen.progress)
-        prompter = Prompter(model.tokenizer, cfg.prompts)
-        accept = prompter.refusal_above(cfg.rollout.max_prompt_tokens)
-        dataset = data.load(cfg.data, seed=cfg.train.seed, accept=accept)
-        folder = model.folder if run.resume_from is None else str(run.resume_from[1])
-    with Scorer(cfg) as scorer:
-        with run.timed("start"):
-            screen.say("starting the sampler")
-            engine = build_engine(cfg, folder, eos_ids=model.eos_ids, seed=cfg.train.seed)
-            policy = Policy(cfg, folder, tokenizer=model.tokenizer, start_folder=model.folder)
-            sampler = Sampler(engine, prompter)
-            sync = WeightSync(policy, sampler, dataset.train[:2], cfg=cfg)
-            stream = problem_stream(dataset.train, cfg)
-            loop = Loop(policy, sampler, sync, scorer, stream, dataset.evals, algorithms.build(cfg))
-            if run.resume_from is not None:
-                restore(loop, run.load_state())
-                screen.say(f"resuming after step {run.resume_from[0]}")
-            sync.push(loop.policy_version)
-        run.record_environment(
-            data=dataset.fingerprint, model=model.fingerprint, prompts=prompter.template_hash
-        )
-        try:
-            yield loop
-        finally:
-            engine.close()
-
-
-def state_of(loop: Loop) -> dict[str, Any]:
-    """What a checkpoint holds besides the weights; sampling and schedules are functions of step and seed."""
-    return {
-        "policy": loop.policy.state(),
-        "problems": loop.problems.state(),
-        "policy_version": loop.policy_version,
-        "keep_rate": float(loop.keep_rate),
-        "nonfinite_in_row": loop.nonfinite_in_row,
-        "torch_rng": torch.get_rng_state(),
-    }
-
-
-def restore(loop: Loop, state: dict[str, Any]) -> None:
-    """Take up `state_of`; the weights were loaded with the model."""
-    loop.policy.load_state(state["policy"])
-    loop.problems.load_state(state["problems"])
-    loop.policy_version = state["policy_version"]
-    loop.keep_rate = KeepRate(state["keep_rate"])
-    loop.nonfinite_in_row = state["nonfinite_in_row"]
-    torch.set_rng_state(state["torch_rng"])

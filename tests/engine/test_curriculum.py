@@ -2,8 +2,8 @@ import json
 from collections import Counter
 
 import pytest
-from tests.tiny import config, rollout
 
+from tests.tiny import config, rollout
 from verigrad.engine.config import ConfigError
 from verigrad.engine.curriculum import Curriculum, problem_stream
 from verigrad.engine.data import ProblemStream

@@ -8,7 +8,7 @@ from tests.tiny import config
 from verigrad.engine.eval import evaluate, summarise
 from verigrad.engine.rollout import Sampler, TokenOutput
 from verigrad.engine.schema import Rollout, VerifiedGroup
-from verigrad.engine.scoring import Scorer
+from verigrad.engine.scoring import open_scorers
 from verigrad.verifiers.base import Problem, Verdict
 
 HOUSE_KEYS = {
@@ -105,7 +105,7 @@ def test_an_evaluation_does_not_depend_on_the_step():
         verifier={"name": "exact_match"}, eval={"num_samples": 3, "temperature": 1.0, "pass_k": [1, 3]}
     )
     problems = [Problem(str(i), "digit?", str(i)) for i in range(8)]
-    with Scorer(cfg) as scorer:
+    with open_scorers(cfg) as (scorer, _):
         made = [
             evaluate("d", problems, Sampler(Echo(), Digits()), scorer, cfg=cfg, step=step) for step in (0, 5)
         ]

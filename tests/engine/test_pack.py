@@ -1,8 +1,8 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny import rollout
 
+from tests.tiny import rollout
 from verigrad.engine.aggregation import token_mean
 from verigrad.engine.pack import lay_out, pack
 from verigrad.engine.packed_attention import runs_of

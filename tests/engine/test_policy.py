@@ -4,8 +4,8 @@ import random
 
 import pytest
 import torch
-from tests.tiny import config, model_folder, new_model, random_groups, rollout, tokenizer
 
+from tests.tiny import config, model_folder, new_model, random_groups, rollout, tokenizer
 from verigrad.engine import algorithms
 from verigrad.engine.config import ConfigError, OptimConfig
 from verigrad.engine.optim import learning_rate

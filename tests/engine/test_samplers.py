@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tests.tiny import config, model_folder, new_model, tokenizer
 
+from tests.tiny import config, model_folder, new_model, tokenizer
 from verigrad.engine.config import PromptsConfig
 from verigrad.engine.policy import Policy
 from verigrad.engine.prompts import Prompter

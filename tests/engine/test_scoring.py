@@ -5,7 +5,7 @@ import pytest
 from tests.tiny import VERIFIERS, config, rollout
 from verigrad.engine.config import ConfigError
 from verigrad.engine.schema import Rollout, RolloutGroup, VerifiedGroup
-from verigrad.engine.scoring import Scorer, UndecidedError
+from verigrad.engine.scoring import Scorer, UndecidedError, open_scorers
 from verigrad.verifiers.base import Problem, Verdict
 
 SLEEPY = """
@@ -16,11 +16,15 @@ def sleepy(text):
 """
 
 
+def paying(cfg):
+    return Scorer(cfg, cfg.verifier.name, cfg.verifier.options, setting="verifier.name")
+
+
 @pytest.fixture
 def scorer(tmp_path, request):
     def build(name, **verifier):
         (tmp_path / "own.py").write_text(VERIFIERS + SLEEPY)
-        built = Scorer(config(verifier={"name": f"{tmp_path}/own.py:{name}", **verifier}))
+        built = paying(config(verifier={"name": f"{tmp_path}/own.py:{name}", **verifier}))
         request.addfinalizer(built.pool.close)
         return built
 
@@ -62,10 +66,31 @@ def test_more_of_them_stop_the_run_and_say_why(scorer):
 
 def test_a_verifier_that_is_not_there_is_the_users_input():
     with pytest.raises(ConfigError, match=r"verifier\.name: .*did you mean 'math_answer'"):
-        Scorer(config(verifier={"name": "math_anser"}))
+        paying(config(verifier={"name": "math_anser"}))
 
 
 def test_a_row_that_lacks_what_the_verifier_asks_for_is_the_users_input(scorer):
     judge = scorer("wants_hint")
     with pytest.raises(ConfigError, match=r"does not fit the data: .*hint"):
         judge.submit([(0, group("a", "text"))])
+
+
+def test_held_out_answers_have_a_judge_of_their_own_when_the_recipe_names_one():
+    cfg = config(verifier={"name": "random", "options": {"p": 1.0}}, eval={"verifier": "exact_match"})
+    with open_scorers(cfg) as (scorer, judge):
+        arriving = [(0, group("a", "no"))]
+        assert scorer.wait(scorer.submit(arriving))[0].correctness == [1.0]
+        assert judge.wait(judge.submit(arriving))[0].correctness == [0.0]
+
+
+@pytest.mark.parametrize("name", ["", "exact_match"])
+def test_without_another_judge_one_pool_does_both(name):
+    cfg = config(verifier={"name": "exact_match"}, eval={"verifier": name})
+    with open_scorers(cfg) as (scorer, judge):
+        assert scorer is judge
+
+
+def test_a_judge_that_does_not_exist_is_named_by_its_own_setting():
+    cfg = config(verifier={"name": "exact_match"}, eval={"verifier": "exact_mtach"})
+    with pytest.raises(ConfigError, match=r"^eval\.verifier: "), open_scorers(cfg):
+        pass

@@ -69,7 +69,7 @@ def spoil_loss(monkeypatch, is_spoilt):
 
         return dataclasses.replace(algorithm, loss=loss)
 
-    monkeypatch.setattr(loop.algorithms, "build", spoilt)
+    monkeypatch.setattr(algorithms, "build", spoilt)
 
 
 def test_a_row_and_a_rollout_have_what_the_format_asks_for(task):

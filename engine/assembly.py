@@ -1,0 +1,109 @@
+"""A recipe to the parts of a run, built, joined, taken up from a checkpoint, and proved to agree."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from verigrad.engine import algorithms, data, model_files
+from verigrad.engine.algorithms import Algorithm
+from verigrad.engine.config import Config
+from verigrad.engine.curriculum import Curriculum, problem_stream
+from verigrad.engine.data import ProblemStream
+from verigrad.engine.dynamic_sampling import KeepRate
+from verigrad.engine.policy import Policy
+from verigrad.engine.prompts import Prompter
+from verigrad.engine.rollout import Sampler
+from verigrad.engine.rollout_backends import build_engine
+from verigrad.engine.run import Run
+from verigrad.engine.scoring import Scorer, open_scorers
+from verigrad.engine.screen import Screen
+from verigrad.engine.sync import WeightSync
+from verigrad.verifiers.base import Problem
+
+
+@dataclass(slots=True)
+class Loop:
+    """The parts of a run, and the little besides the weights that changes from step to step."""
+
+    policy: Policy
+    sampler: Sampler
+    sync: WeightSync
+    scorer: Scorer  # pays the rewards
+    judge: Scorer  # of held-out answers; often the same
+    problems: ProblemStream | Curriculum
+    evals: Mapping[str, list[Problem]]
+    algorithm: Algorithm
+    policy_version: int = 0  # rollout batches trained on
+    keep_rate: KeepRate = field(default_factory=KeepRate)
+    nonfinite_in_row: int = 0
+
+
+@contextmanager
+def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
+    """Build every part, take up the checkpoint if there is one, and prove that trainer and sampler agree."""
+    with run.timed("start"):
+        model = model_files.fetch(cfg, progress=screen.progress)
+        prompter = Prompter(model.tokenizer, cfg.prompts)
+        accept = prompter.refusal_above(cfg.rollout.max_prompt_tokens)
+        dataset = data.load(cfg.data, seed=cfg.train.seed, accept=accept)
+    folder = model.folder if run.resume_from is None else str(run.resume_from[1])
+    with open_scorers(cfg) as (scorer, judge), open_sampler(cfg, folder, model, prompter, run) as sampler:
+        with run.timed("start"):
+            policy = Policy(cfg, folder, tokenizer=model.tokenizer, start_folder=model.folder)
+            loop = Loop(
+                policy=policy,
+                sampler=sampler,
+                sync=WeightSync(policy, sampler, dataset.train[:2], cfg=cfg),
+                scorer=scorer,
+                judge=judge,
+                problems=problem_stream(dataset.train, cfg),
+                evals=dataset.evals,
+                algorithm=algorithms.build(cfg),
+            )
+            if run.resume_from is not None:
+                restore(loop, run.load_state())
+                screen.say(f"resuming after step {run.resume_from[0]}")
+            loop.sync.push(loop.policy_version)
+        run.record_environment(
+            data=dataset.fingerprint, model=model.fingerprint, prompts=prompter.template_hash
+        )
+        yield loop
+        run.note(f"verifier health: {scorer.health()}")
+
+
+@contextmanager
+def open_sampler(
+    cfg: Config, folder: str, model: model_files.ModelFiles, prompter: Prompter, run: Run
+) -> Iterator[Sampler]:
+    """The engine on the weights in `folder`, closed whatever comes."""
+    with run.timed("start"):
+        engine = build_engine(cfg, folder, eos_ids=model.eos_ids, seed=cfg.train.seed)
+    try:
+        yield Sampler(engine, prompter)
+    finally:
+        engine.close()
+
+
+def state_of(loop: Loop) -> dict[str, Any]:
+    """What a checkpoint holds besides the weights; sampling and schedules are functions of step and seed."""
+    return {
+        "policy": loop.policy.state(),
+        "problems": loop.problems.state(),
+        "policy_version": loop.policy_version,
+        "keep_rate": float(loop.keep_rate),
+        "nonfinite_in_row": loop.nonfinite_in_row,
+        "torch_rng": torch.get_rng_state(),
+    }
+
+
+def restore(loop: Loop, state: dict[str, Any]) -> None:
+    """Take up `state_of`; the weights were loaded with the model."""
+    loop.policy.load_state(state["policy"])
+    loop.problems.load_state(state["problems"])
+    loop.policy_version = state["policy_version"]
+    loop.keep_rate = KeepRate(state["keep_rate"])
+    loop.nonfinite_in_row = state["nonfinite_in_row"]
+    torch.set_rng_state(state["torch_rng"])
