@@ -20,7 +20,7 @@ def has_docker():
 
 
 def pytest_collection_modifyitems(items):
-    """Without vLLM or Docker their tests skip with one line; with VERIGRAD_REQUIRE_ALL=1 (CI) they run and fail."""
+    """Without vLLM or Docker their tests skip; with VERIGRAD_REQUIRE_ALL=1, as in CI, they run and fail."""
     if REQUIRE_ALL:
         return
     missing = {}
