@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from verigrad.engine.config import ConfigError
+
 NAME = "verigrad_packed"
 Run = tuple[
     int, int, int
@@ -40,9 +42,16 @@ def packed_attention(
     packed_runs: Sequence[Run],
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The transformers attention function: [1, T, heads, D] out; dropout is never applied."""
+    if softcap is not None or s_aux is not None:
+        raise ConfigError(
+            f"policy.model: {type(module).__name__} caps its attention scores or has attention sinks, which "
+            "packed attention does not compute; use a model without them"
+        )
     outputs = []
     for start, count, length in packed_runs:
         piece = slice(start, start + count * length)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -185,7 +186,7 @@ def load_model(cfg: Config, folder: str) -> Any:
             attn_implementation=PACKED,
             trust_remote_code=cfg.policy.trust_remote_code,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"policy.model = {folder!r} could not be loaded: {reason}") from error
     text_config = model.config.get_text_config()

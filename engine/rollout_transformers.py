@@ -25,7 +25,11 @@ class TransformersEngine:
         self.model.requires_grad_(False).to(self.device).eval()
         self.eos_ids = frozenset(eos_ids)
         self.max_seqs = cfg.rollout.max_seqs
-        self.tokenizer = AutoTokenizer.from_pretrained(model_folder) if cfg.rollout.stop else None
+        self.tokenizer = (
+            AutoTokenizer.from_pretrained(model_folder, trust_remote_code=cfg.policy.trust_remote_code)
+            if cfg.rollout.stop
+            else None
+        )
 
     def generate(self, requests: Sequence[TokenRequest], params: SamplingParams) -> Iterator[TokenOutput]:
         """See Engine.generate."""

@@ -72,6 +72,9 @@ class VllmEngine:
                 "the engine still holds requests of an earlier call; exhaust or close it first"
             )
         self._num_calls += 1
+        # What an earlier call left in the cache would change this one's last bits, and a resumed run has no
+        # earlier call.
+        self._reset_prefix_cache()
         names = {f"{self._num_calls}-{index}": index for index in range(len(requests))}
         try:
             for name, index in names.items():

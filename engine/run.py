@@ -42,6 +42,7 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.notes: list[str] = []
         self.seconds: dict[str, float] = {}
+        self._num_tokens = 0  # sampled in the current step
         self._refuse_strange_folder()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -143,19 +144,18 @@ class Run:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def log_step(
-        self,
-        step: int,
-        metrics: Mapping[str, float],
-        groups: Sequence[VerifiedGroup],
-        kept: Mapping[int, ScoredGroup],
-    ) -> dict[str, Any]:
-        """Record one step: its rollouts first, its row of metrics last. Returns the row."""
+    def log_rollouts(
+        self, step: int, groups: Sequence[VerifiedGroup], kept: Mapping[int, ScoredGroup]
+    ) -> None:
+        """Record all that a step sampled; `kept` holds those trained on by their position in `groups`."""
+        self._num_tokens = sum(r.num_completion_tokens for group in groups for r in group.rollouts)
         with self._writing(f"rollouts/{checkpoint.name_of(step)}.parquet") as path:
             rollout_file.write(path, step, groups, kept)
+
+    def log_step(self, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """Record one step's metrics, times and tokens per second, after its rollouts. Returns the row."""
         seconds = {f"seconds/{name}": value for name, value in self.seconds.items()}
-        num_tokens = sum(rollout.num_completion_tokens for group in groups for rollout in group.rollouts)
-        per_s = num_tokens / self.seconds.get("total", math.inf)
+        per_s = self._num_tokens / self.seconds.get("total", math.inf)
         self.seconds = {}
         row = {"step": step, **metrics, "tokens_per_s": per_s, **seconds}
         self._append("metrics.jsonl", row)

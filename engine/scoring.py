@@ -65,11 +65,16 @@ class Scorer:
             VerifiedGroup(item.group.problem, item.group.rollouts, item.verdicts.result()) for item in ordered
         ]
 
+    def too_undecided(self, groups: Sequence[VerifiedGroup]) -> bool:
+        """Whether more than `verifier.max_undecided_frac` of the verdicts are undecided."""
+        verdicts = [verdict for group in groups for verdict in group.verdicts]
+        return sum(not v.decided for v in verdicts) > self.max_undecided_frac * len(verdicts)
+
     def require_decided(self, groups: Sequence[VerifiedGroup]) -> None:
-        """Raise UndecidedError when more than `verifier.max_undecided_frac` of the verdicts are undecided."""
+        """Raise UndecidedError when too many verdicts are undecided to go by the rest."""
         verdicts = [verdict for group in groups for verdict in group.verdicts]
         undecided = [verdict for verdict in verdicts if not verdict.decided]
-        if len(undecided) > self.max_undecided_frac * len(verdicts):
+        if self.too_undecided(groups):
             raise UndecidedError(
                 f"verifier {self.name!r} could not decide {len(undecided)} of {len(verdicts)} attempts "
                 f"(limit verifier.max_undecided_frac = {self.max_undecided_frac}); the first reason was: "

@@ -32,6 +32,7 @@ def train(cfg: Config, screen: Screen) -> int:
     """
     torch.manual_seed(cfg.train.seed)
     with Run(cfg) as run:
+        tell(run, screen)
         if run.first_step > cfg.train.num_steps:
             screen.say(f"{cfg.run.folder} already holds all {cfg.train.num_steps} steps; nothing left to do")
             return summary.show(run, screen)
@@ -41,28 +42,25 @@ def train(cfg: Config, screen: Screen) -> int:
             for step in range(run.first_step, cfg.train.num_steps + 1):
                 last = step == cfg.train.num_steps
                 with run.timed("total"):
-                    metrics, groups, kept = train_step(loop, run, cfg, step)
-                row = run.log_step(step, metrics, groups, kept)
-                screen.step(row, cfg.train.num_steps)
+                    metrics = train_step(loop, run, cfg, step)
+                screen.step(run.log_step(step, metrics), cfg.train.num_steps)
+                loop.sync.require_match(metrics)
                 if cfg.eval.every and (step % cfg.eval.every == 0 or last):
                     evaluate_all(loop, run, screen, cfg, step=step)
-                if interrupt.asked or step % cfg.run.save_every == 0 or last:
+                stopping = interrupt.asked and not last  # read once: a signal may come between two looks
+                if stopping or last or step % cfg.run.save_every == 0:
                     with run.timed("save"):
                         saved = run.save(step, state_of(loop), loop.policy.save_model)
-                for note in run.take_notes():
-                    screen.say(f"note: {note}")
+                tell(run, screen)
                 if loop.nonfinite_in_row >= cfg.train.max_nonfinite_steps:
                     raise RunError(
                         f"{loop.nonfinite_in_row} steps in a row had a non-finite loss or gradient and were "
-                        f"skipped; their rollouts are in {cfg.run.folder}/rollouts. Lower optim.lr, or look "
-                        "there for extreme log-probabilities"
+                        f"skipped; their rollouts are in {cfg.run.folder}/rollouts. Look there for extreme "
+                        "log-probabilities, or start a new run with a lower optim.lr"
                     )
-                if interrupt.asked and not last:
-                    screen.say(
-                        f"stopped after step {step}"
-                        + (", saved" if saved else ", NOT saved (see above)")
-                        + "; run the same command again to go on"
-                    )
+                if stopping:
+                    done = "saved" if saved else "NOT saved, see above"
+                    screen.say(f"stopped after step {step}, {done}; run the same command again to go on")
                     return INTERRUPTED
         if not saved:
             raise RunError(
@@ -71,25 +69,23 @@ def train(cfg: Config, screen: Screen) -> int:
         return summary.show(run, screen)
 
 
-def train_step(
-    loop: Loop, run: Run, cfg: Config, step: int
-) -> tuple[Metrics, list[VerifiedGroup], dict[int, ScoredGroup]]:
-    """One step: what was measured, every group sampled, and those trained on by their position among them."""
+def train_step(loop: Loop, run: Run, cfg: Config, step: int) -> Metrics:
+    """One step, and what was measured. Its rollouts are on disk before anything is done with them."""
     groups, kept = collect(loop, run, cfg, step)
     trained_on = [groups[position] for position in kept]
+    scored = advantage.score(trained_on, loop.algorithm.advantage, shape=loop.algorithm.shape)
+    run.log_rollouts(step, groups, dict(zip(kept, scored, strict=True)))
+    loop.scorer.require_decided(groups)
     metrics = dynamic_sampling.group_stats(groups, trained_on)
     metrics["staleness_mean"] = staleness(trained_on, now=loop.policy_version)
-    scored = advantage.score(trained_on, loop.algorithm.advantage, shape=loop.algorithm.shape)
     with run.timed("train"):
         loop.sampler.engine.release()
         metrics |= update(loop, scored, cfg, step)
         loop.sampler.engine.reclaim()
-    loop.sync.require_match(metrics)
     with run.timed("sync"):
         loop.policy_version += 1
         metrics |= loop.sync.push(loop.policy_version)
-    metrics |= {"policy_version": float(loop.policy_version), "keep_rate": float(loop.keep_rate)}
-    return metrics, groups, dict(zip(kept, scored, strict=True))
+    return metrics | {"policy_version": float(loop.policy_version), "keep_rate": float(loop.keep_rate)}
 
 
 def collect(loop: Loop, run: Run, cfg: Config, step: int) -> tuple[list[VerifiedGroup], list[int]]:
@@ -119,12 +115,13 @@ def collect(loop: Loop, run: Run, cfg: Config, step: int) -> tuple[list[Verified
             pending = loop.scorer.submit(arriving)
         with run.timed("verify"):  # ... and this is what is left of it
             judged = loop.scorer.wait(pending)
-        loop.scorer.require_decided(judged)
         keep = [len(groups) + i for i, group in enumerate(judged) if loop.algorithm.keep(group)]
         loop.problems.observe(judged)
         loop.keep_rate = loop.keep_rate.update(len(keep), len(judged))
         groups += judged
         kept += keep
+        if loop.scorer.too_undecided(groups):
+            break  # the verifier is broken; more samples would not mend it
     return groups, kept[:wanted]
 
 
@@ -154,6 +151,12 @@ def update(loop: Loop, scored: list[ScoredGroup], cfg: Config, step: int) -> Met
     skipped = sum(not done.applied for done in updates)
     loop.nonfinite_in_row = loop.nonfinite_in_row + 1 if skipped else 0
     return {**combine(updates), "skipped_updates": float(skipped)}
+
+
+def tell(run: Run, screen: Screen) -> None:
+    """Show what the run has noted since the last look."""
+    for note in run.take_notes():
+        screen.say(f"note: {note}")
 
 
 def evaluate_all(loop: Loop, run: Run, screen: Screen, cfg: Config, *, step: int) -> None:
