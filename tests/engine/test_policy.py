@@ -10,6 +10,7 @@ from verigrad.engine import algorithms
 from verigrad.engine.config import ConfigError, OptimConfig
 from verigrad.engine.optim import learning_rate
 from verigrad.engine.pack import lay_out, pack
+from verigrad.engine.packed_attention import packed_attention
 from verigrad.engine.policy import Policy, combine
 from verigrad.engine.schema import ScoredGroup
 
@@ -45,6 +46,25 @@ def test_no_rollout_sees_another():
     with_b = p.logprobs(lay_out([a, b]), temperature=1.0)[:5]
     with_c = p.logprobs(lay_out([a, c]), temperature=1.0)[:5]
     assert torch.equal(with_b, with_c)
+
+
+@pytest.mark.parametrize("extra", [{"softcap": 30.0}, {"s_aux": torch.zeros(2)}])
+def test_attention_that_would_be_computed_otherwise_is_refused(extra):
+    q = torch.randn(1, 2, 4, 8)
+    with pytest.raises(ConfigError, match="does not compute; use a model without"):
+        packed_attention(torch.nn.Linear(1, 1), q, q, q, None, packed_runs=[(0, 1, 4)], **extra)
+
+
+def test_a_sliding_window_sees_no_further():
+    q, k = torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
+    v = torch.randn(1, 2, 6, 8)
+    module = torch.nn.Linear(1, 1)
+    out, _ = packed_attention(module, q, k, v, None, packed_runs=[(0, 1, 6)], sliding_window=2)
+    far = v.clone()
+    far[:, :, :4] = 99.0
+    again, _ = packed_attention(module, q, k, far, None, packed_runs=[(0, 1, 6)], sliding_window=2)
+    assert torch.allclose(out[0, 5], again[0, 5])  # column 5 sees columns 4 and 5 alone
+    assert not torch.allclose(out[0, 4], again[0, 4])
 
 
 def gradients(p, batches, algorithm, *, first=True):

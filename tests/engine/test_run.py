@@ -27,7 +27,8 @@ def group():
 
 def log(run, step, **metrics):
     scored = ScoredGroup(group().problem, group().rollouts, group().verdicts, [0.5, -0.5])
-    return run.log_step(step, {"reward": 0.5, **metrics}, [group()], {0: scored})
+    run.log_rollouts(step, [group()], {0: scored})
+    return run.log_step(step, {"reward": 0.5, **metrics})
 
 
 def save(run, step):
@@ -214,7 +215,7 @@ def test_a_log_that_cannot_be_written_hides_no_error(tmp_path):
 def test_text_that_is_no_unicode_is_still_recorded(tmp_path):
     verdicts = [Verdict.wrong("half a pair: \ud800"), Verdict.right()]
     with Run(settings(tmp_path / "run")) as run:
-        run.log_step(1, {}, [VerifiedGroup(group().problem, group().rollouts, verdicts)], {})
+        run.log_rollouts(1, [VerifiedGroup(group().problem, group().rollouts, verdicts)], {})
     table = pq.read_table(tmp_path / "run" / "rollouts" / "step_000001.parquet")
     assert table["reason"].to_pylist() == ["half a pair: ?", ""]
 

@@ -29,7 +29,7 @@ def shown(tmp_path):
                        "avg_low": avg - 0.125, "avg_high": avg + 0.125}  # fmt: skip
                 run.log_eval(Evaluation(row, groups))
             for step, reward in enumerate(rewards, 1):
-                run.log_step(step, {"reward": reward, "completion_tokens_mean": 4.0, "entropy": 1.0}, [], {})
+                run.log_step(step, {"reward": reward, "completion_tokens_mean": 4.0, "entropy": 1.0})
             with open(tmp_path / "out.txt", "w") as file:
                 assert summary.show(run, Screen(Console(file=file, width=160))) == 0
         return (tmp_path / "out.txt").read_text()

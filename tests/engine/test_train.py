@@ -152,6 +152,8 @@ def test_a_verifier_that_always_raises_stops_before_anything_is_trained(task, tm
         task(*no_eval.split(), verifier="always_raises")
     assert "a bug of the verifier" in str(caught.value)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    evidence = pq.read_table(tmp_path / "run" / "rollouts" / "step_000001.parquet").to_pylist()
+    assert [row["outcome"] for row in evidence] == ["error"] * 16
     assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
