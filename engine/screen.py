@@ -50,10 +50,11 @@ class Screen:
 
     def progress(self, text: str, fraction: float) -> None:
         """How far a preparation has come, 0 to 1."""
-        name = text.split(":")[0]
-        self._advance(name, text, "", fraction * 100, 100, every=25)
-        if fraction >= 1 and name in self._tasks:
-            self._bar.remove_task(self._tasks.pop(name))
+        self._advance("prepare", text, "", fraction * 100, 100, every=25)
+        if fraction >= 1:
+            self._last_line.pop("prepare", None)
+            if "prepare" in self._tasks:
+                self._bar.remove_task(self._tasks.pop("prepare"))
 
     def step(self, row: Mapping[str, Any], num_steps: int) -> None:
         """One training step done."""
@@ -101,7 +102,8 @@ class Screen:
         self.console.print(table)
 
     def summary(self, rows: Sequence[tuple[str, str]], *, title: str) -> None:
-        """The table at the end."""
+        """The table at the end; the bar stays above it as it last was."""
+        self._bar.stop()
         table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
         table.add_column(style="bold")
         table.add_column(overflow="fold")
