@@ -36,7 +36,7 @@ def draw(
     top.set_ylabel("share right")
     top.set_title(title)
     top.grid(alpha=0.3)
-    top.legend(loc="lower right", frameon=False)
+    top.legend(loc="best", frameon=False)
     bottom.plot(steps, _column(metrics, "completion_tokens_mean"), color="#009E73")
     bottom.set_ylabel("completion tokens (mean)", color="#009E73")
     bottom.set_xlabel("step")
