@@ -33,6 +33,7 @@ from verigrad.verifiers.math_text import plain
 
 MAX_ANSWER = 4000  # characters
 CHOICE = re.compile(r"\(?\s*([A-Ja-j])\s*(?:\)(?:\s*[.:])?|[.:])?\s*")
+OTHER_CHOICES = re.compile(r"\b[A-J]\b|(?<![A-Za-z])(?:\(\s*[a-j]\s*\)|[a-j][).:])")
 CHOICE_WITH_TEXT = re.compile(r"(?:\(\s*([A-Ja-j])\s*\)|([A-Ja-j])[).:])\s*\S.*", re.DOTALL)
 UNEVALUATED = (r"\sum", r"\prod", r"\int", r"\binom", r"\lim", "!", "*", "+")
 
@@ -110,7 +111,7 @@ def matches(gold: str, gold_nodes: Sequence[Node], found: str) -> bool:
         unquoted = found.replace('"', "").strip()
         choice = re.fullmatch(CHOICE, unquoted) or re.fullmatch(CHOICE_WITH_TEXT, unquoted)
         # `(B) or (C)` hedges: what follows the letter may be the choice's text, not another choice.
-        if choice and (HEDGE.search(unquoted) or len(re.findall(r"\b[A-J]\b", unquoted)) > 1):
+        if choice and (HEDGE.search(unquoted) or len(OTHER_CHOICES.findall(unquoted)) > 1):
             return False
         if choice:
             letter = next(group for group in choice.groups() if group)

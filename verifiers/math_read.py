@@ -8,19 +8,22 @@ from itertools import pairwise
 
 from verigrad.verifiers.math_exact import rational
 from verigrad.verifiers.math_text import FUNCTIONS, split_top
-from verigrad.verifiers.math_units import HEDGE_WORDS, Unit, split_unit
+from verigrad.verifiers.math_units import CHANGE_WORDS, HEDGE_WORDS, Unit, split_unit
 
 RELATION = re.compile(r"\\(?:le|ge|ne|in|approx)(?![A-Za-z])|[<>=]")
 NAME = re.compile(
-    r"(?:\\?[A-Za-z]+|\"[^\"]*\")(?:_(?:\w|\{[^{}]*\}))?'*(?:\s*(?:\\?[A-Za-z]+|\"[^\"]*\"))*"
+    # Possessive: a long word must not be tried in every way of cutting it up.
+    r"(?:\\?[A-Za-z]++|\"[^\"]*\")(?:_(?:\w|\{[^{}]*\}))?'*(?:\s*+(?:\\?[A-Za-z]++|\"[^\"]*\"))*+"
     r"(?:\s*\([A-Za-z](?:\s*,\s*[A-Za-z])*\))?|\([A-Za-z](?:\s*,\s*[A-Za-z])+\)"
 )
 PROSE = re.compile(rf'"|(?<![\\A-Za-z])(?!(?:{"|".join(FUNCTIONS)})\b)[A-Za-z]{{4,}}')
 TRIGONOMETRIC = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 BUILDER = re.compile(r"[A-Za-z](?:\s*\\in\s*\\mathbb\{R\})?\s*[|:](.*)", re.DOTALL)  # { x | x > 2 }
 HEDGE = re.compile(rf"\b(?:{HEDGE_WORDS})\b", re.IGNORECASE)
+CHANGE = re.compile(rf"\b(?:{CHANGE_WORDS})\b", re.IGNORECASE)
 FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 EVERYTHING = {"all real numbers", "all reals", "the real numbers", "real numbers"}
+SIGNED_WORD = re.compile(r"\d+\.\d+|[^\W_]+|[+<>^]|-(?=[\s\"{(]*(?:\d|\\|[a-z]\b))")
 MAX_PARTS = 200
 MAX_DEPTH = 12
 
@@ -354,6 +357,9 @@ def _ratio(text: str, depth: int) -> Node | None:
 
 
 def _matrix(text: str, depth: int) -> Node:
+    named = re.fullmatch(rf"({NAME.pattern})\s*=\s*(\\begin.*)", text, re.DOTALL)
+    if named:
+        return Named(_name(named[1]), _matrix(named[2], depth))
     match = re.fullmatch(r"\\begin\{[pbvB]?matrix\}(.*)\\end\{[pbvB]?matrix\}", text, re.DOTALL)
     if match is None:
         raise Unreadable("it holds a LaTeX environment other than one matrix")
@@ -367,9 +373,8 @@ def _leaf(text: str) -> Node:
     if not text:
         raise Unreadable("a part of it is empty")
     label = re.fullmatch(r'"[^"]*(?:[:,=.]|\bis|\bare)"\s*(.*\d.*)', text)
-    if (
-        label and not re.search(r"\d", label[0][: label.start(1)]) and not HEDGE.search(text)
-    ):  # \text{five, i.e. } 5
+    doubted = HEDGE.search(text) or CHANGE.search(text)
+    if label and not doubted and not re.search(r"\d", label[0][: label.start(1)]):  # \text{five, i.e. } 5
         text = label[1]
     if is_words(text):
         return Text(words(text))
@@ -384,7 +389,7 @@ def _leaf(text: str) -> Node:
     value = _unwrapped(value.rstrip("% ").strip())
     exact = rational(value)
     if exact is None and PROSE.search(value):
-        return Text(words(text))
+        return Text(words(text, signs=True))
     return Leaf(value, exact, unit, percent)
 
 
@@ -399,8 +404,14 @@ def is_words(text: str) -> bool:
     )
 
 
-def words(text: str) -> str:
-    """Words as they are compared: their letters in order, whatever the case and the typeface."""
+def words(text: str, *, signs: bool = False) -> str:
+    """Words as they are compared: their letters in order, whatever the case and the typeface.
+
+    With `signs`, those of a formula among the words count too: `-1 if n is odd` is not `1 if n is odd`.
+    """
+    if signs:
+        typeface = r"\\(?!(?:le|ge|ne|pm|sqrt)\b)[A-Za-z]+"
+        return " ".join(SIGNED_WORD.findall(re.sub(typeface, " ", text.casefold())))
     return " ".join(re.findall(r"[^\W_]+", re.sub(r"\\[A-Za-z]+", " ", text).casefold()))
 
 

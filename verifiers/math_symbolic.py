@@ -185,7 +185,9 @@ def _same(one: Any, other: Any) -> bool:
         if not letters or not letters <= INTEGER_LETTERS or not _integer_minded(difference):
             return False
         # (-1)^n and cos(n pi) agree only where such letters live: on the integers.
-        points = [dict.fromkeys(difference.free_symbols, at + 3) for at in range(8)]
+        # Each letter has values of its own: n! is not k!.
+        symbols = sorted(difference.free_symbols, key=str)
+        points = [{one: at + 3 + n * (2 * at + 1) for n, one in enumerate(symbols)} for at in range(8)]
         return all(_vanishes(difference, point) is True for point in points)
     return False
 
@@ -216,7 +218,7 @@ def _vanishes(difference: Any, point: dict[Any, Any]) -> bool | None:
         if part == 0:
             zero.append(True)
         elif isinstance(part, sympy.Float):
-            zero.append(part._prec == 1 or abs(part) < sympy.Float("1e-100"))
+            zero.append(part._prec == 1)
         else:
             return None
     return all(zero)

@@ -24,10 +24,11 @@ SYNONYMS = {
     "dbinom": "binom", "tbinom": "binom", "lbrace": r"\{", "rbrace": r"\}", "lor": "\\text{ or }",
     "vee": "\\text{ or }", "land": "\\text{ and }", "wedge": "\\text{ and }", "cdot": "*", "times": "*", "div": "/",
     "ast": "*", "lbrack": "[", "rbrack": "]", "degree": r"^\circ ", "mid": "|", "vert": "|", "lvert": "|",
-    "rvert": "|", "backslash": r"\setminus ", "operatorname": "mathrm", "percent": r"\%", "colon": ":",
+    "rvert": "|", "backslash": r"\setminus ", "operatorname": "mathrm", "percent": r"\%", "colon": ":", "bigcup": "cup",
 }  # fmt: skip
 DROPPED = re.compile(
     r"left|right|displaystyle|textstyle|limits|[bB]igg?[lr]?|middle|mathstrut|strut|hfill|allowbreak"
+    r"|[lL]arge|LARGE|[hH]uge|small|normalsize"
 )
 TEXT = re.compile(
     r"\\(?:text|mathrm|textbf|textit|textrm|mbox|hbox|mathbf|mathsf|mathtt|texttt|textsf|emph|mathit|boldsymbol"
@@ -37,8 +38,9 @@ COLOURED = re.compile(
     r"\\(?:bf|rm|it|sf|tt)(?![A-Za-z])|\\(?:text)?color\s*\{[^{}]*\}"
     r"|\\(?:vec|overrightarrow|underline)\s*\{(?P<held>[^{}]*)\}"
 )
+ARRAY = re.compile(r"[(\[]\s*\\begin\{array\}\s*\{[lcr\s]*\}(.*)\\end\{array\}\s*[)\]]", re.DOTALL)
 COMMAND = re.compile(r"\\([A-Za-z]+)\s?")
-SPACE = r"(?:(?<!\\)\\[,;:! ]|~|\\quad|\\qquad|\\thinspace)"
+SPACE = r"(?:(?<!\\)\\[,;:! ]|~|\\(?:quad|qquad|thinspace)(?![A-Za-z]))"
 GROUPED = re.compile(rf"(?<![\d.])(\d{{1,3}})((?:(?:\{{,\}}|,\\!|{SPACE}|\s)\d{{3}})+)(?![\d/])(?!\s*\\frac)")
 FUNCTIONS = [
     "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln",
@@ -54,12 +56,14 @@ def plain(text: str) -> str:
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]+", lambda m: "^{" + m.group().translate(SUPERSCRIPTS) + "}", text)
     text = re.sub(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt{\1}", text).replace("√", r"\sqrt")
     text = text.replace(r"\$", "¤")
+    text = re.sub(r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]", lambda _: r"\\", text)  # the height of a row
     text = re.sub(r"\$|\\\(|\\\)|\\\[|\\\]", " ", text)
     text = re.sub(r"(?<!\\)\\\\(?=[A-Za-z]{3,})", r"\\", text) if r"\begin" not in text else text
     text = COLOURED.sub(lambda match: match["held"] or " ", text)
     text = COMMAND.sub(_synonym, text)
+    text = ARRAY.sub(lambda match: rf"\begin{{pmatrix}}{match[1]}\end{{pmatrix}}", text)
     text = GROUPED.sub(lambda m: m.group(1) + re.sub(r"\D", "", m.group(2)), text)
-    text = re.sub(rf"{SPACE}(?![A-Za-z])", " ", text).replace(r"\quad", " ").replace(r"\qquad", " ")
+    text = re.sub(SPACE, " ", text).replace(r"\quad", " ").replace(r"\qquad", " ")
     text = _words(text)
     text = text.replace("**", "^").replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ")
     text = braced(text)
@@ -96,6 +100,11 @@ def _word(match: re.Match[str]) -> str:
         return f" {inside} "
     if re.fullmatch("|".join(FUNCTIONS), inside):
         return f"\\{inside} "
+    # The number of `\\text{72 clips}` is a number, and what follows it a unit.
+    if counted := re.fullmatch(r"(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)\s+([A-Za-z][A-Za-z\s]*)", inside):
+        return f' {counted[1]} "{counted[2]}" '
+    if inside in ("i", "e") and match.group().startswith(r"\mathrm"):
+        return f" {inside} "
     # Words before a value name it: \text{five, i.e. } 5
     return f' "{inside}" '
 
@@ -107,7 +116,7 @@ def braced(text: str) -> str:
     text = re.sub(r"\\(frac|binom)(\d|[A-Za-z])\s*\{", r"\\\1{\2}{", text)
     text = re.sub(r"(\\(?:frac|binom)\{[^{}]*\})\s*(\d|[A-Za-z])", r"\1{\2}", text)
     text = re.sub(r"(\\(?:frac|binom)\{[^{}]*\})\s+\{", r"\1{", text)
-    return re.sub(r"\\sqrt(\d|[A-Za-z])", r"\\sqrt{\1}", text)
+    return re.sub(r"\\sqrt(\[[^\[\]]*\])?\s*(\d|[A-Za-z])", r"\\sqrt\1{\2}", text)
 
 
 def split_top(text: str, separator: str) -> list[str]:

@@ -46,7 +46,12 @@ TABLE: dict[str, tuple[Fraction, dict[str, int]]] = {
 ATOM = re.compile(r"(?P<slash>/|\bper\b)|(?P<word>[A-Za-z°¤$¢']+)\.?(?:\s*\^\s*\{?(?P<power>-?\d+)\}?)?")
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 HEDGE_WORDS = "or|and|not|maybe|perhaps|if|wrong|but|else|either"
-HEDGE = re.compile(rf"\b(?:{HEDGE_WORDS}|to|is|are)\b", re.IGNORECASE)
+# `5 minus one` and `negative: 5` are other values than 5, and `5 nope` takes it back.
+CHANGE_WORDS = (
+    "minus|plus|negative|wait|nope|never|incorrect|versus|vs|otherwise|alternatively|unless|except|nor|neither"
+    "|xor|than|least|most"
+)
+HEDGE = re.compile(rf"\b(?:{HEDGE_WORDS}|{CHANGE_WORDS}|to|is|are)\b", re.IGNORECASE)
 MAX_WORDS = 5
 EARLIEST_TAIL = 80  # characters from the end in which a unit may begin
 
@@ -62,7 +67,9 @@ class Unit:
 def split_unit(text: str) -> tuple[str, Unit | None]:
     """A plain text's value and its unit; None when it carries no unit."""
     if text.startswith("¤"):
-        return text[1:].strip(), parse_unit("¤")
+        money, rate = split_unit(text[1:].strip())  # $18 per day
+        whole = rate is None or dict(rate.dimensions).get("money", 0) != 0
+        return (text[1:].strip() if whole else money), parse_unit("¤")
     if re.fullmatch(r".*[\d)}]\s*¤", text):
         return text[:-1].strip(), parse_unit("¤")
     # The unit is the longest tail made of words only; looked for near the end, since it must be short.
@@ -84,7 +91,8 @@ def is_unit(tail: str) -> bool:
     """Whether these words can only be a unit, and not a product of variables."""
     quoted = " ".join(re.findall(r'"([^"]*)"', tail))
     # `5 \\text{ or maybe 6}` hedges: a unit is a few words without numbers and without doubt.
-    if re.search(r"(?<!\^)\d", quoted) or len(quoted.split()) > MAX_WORDS or HEDGE.search(tail):
+    counts = re.search(r"\d", re.sub(r"\^\s*\{?-?\d+\}?", "", quoted))
+    if counts or len(quoted.split()) > MAX_WORDS or HEDGE.search(tail):
         return False
     if '"' in tail or "°" in tail:
         bare = re.sub(r'"[^"]*"', "", tail)

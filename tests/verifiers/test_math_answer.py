@@ -160,6 +160,12 @@ RIGHT = [
     ('17', '{\\bf 17}'),
     ('17', '\\color{red}{17}'),
     ('17', '\\underline{17}'),
+    # spellings of model-written answers
+    ("1,2", r"x=1\ \text{or}\ x=2"), ("x<1 or x>2", r"(-\infty,1)\bigcup(2,\infty)"), (r"\sqrt[3]4", "4^{1/3}"), ("5", r"{\Large 5}"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\[4pt]2\end{pmatrix}"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\mathbf{v}=\begin{pmatrix}1\\2\end{pmatrix}"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\left(\begin{array}{c}1\\2\end{array}\right)"), ("72", r"\text{72 clips}"), ("18", r"\$18\text{ per day}"),
+    ("210", r"210~\mathrm{cm^2}"), (r"210\text{ cm}^2", r"210\,\mathrm{cm^2}"), ("1+2i", r"1+2\mathrm{i}"), ("B", "(b) 5"), (r"-1\text{ if odd}", r"-1\text{ if odd}"),
+    (r"\frac{\sqrt5-1}{2}", r"e^{2i\pi/5}+e^{-2i\pi/5}"), (r"\frac{1+\sqrt5}{4}", r"\cos 36^\circ"), (r"n!\,m!", r"m!\,n!"), ("(-1)^{n+m}", "(-1)^{n-m}"),
     # text and choices
     ("east", "East"), ("east", r"\text{east}"), ("no solution", r"\text{No solution}"), ("yes", "Yes."), ("B", "B"), ("B", "(B)"),
     ("B", r"\text{(B)}"), ("B", r"\textbf{B}"), ("(B)", "b"), ("B", "B."), ("B", "B) 5"), ("B", r"\textbf{(B)}\ 5"), ("True", "true"),
@@ -224,6 +230,11 @@ WRONG = [
     ('5', '5^1000000000'),
     ('1/3', '0.3'),
     ('\\frac{1}{3}', '0.\\overline{34}'),
+    # values changed, doubted or swapped
+    ("5", r"5\text{ minus one}"), ("5", "5 minus one"), ("5", r"\text{negative: }5"), ("5", r"\text{minus is }5"), ("5", r"5\text{ nope}"), ("5", r"5\text{ vs six}"), ("5", r"\text{at least: }5"),
+    ("5", r"\text{5 or six}"), ("5", r"\text{5 minus one}"), ("5", r"\$5\text{ or six}"), ("B", "(b) (c)"), ("B", "b) c)"), ("A", "(a)(b)(c)(d)"), ("n!", "k!"), ("(-1)^n", "(-1)^m"), (r"\cos(n\pi)", r"\cos(k\pi)"),
+    ("0", "e^{-300}"), ("5", "5+e^{-300}"), (r"-1\text{ if odd}", r"1\text{ if odd}"), (r"x-1\text{ if odd}", r"x+1\text{ if odd}"), (r"x\le 5\text{ if odd}", r"x\ge 5\text{ if odd}"),
+    (r"\text{increase by }5\%", r"\text{increase by }-5"), (r"210\text{ cm}^2", r"210\,\mathrm{cm^3}"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"v=\begin{pmatrix}2\\1\end{pmatrix}"),
     # too large to work out
     ("5", "9**9**9"), ("5", "9^{9^{9}}"), ("5", "(99999999)!"), ("5", r"\binom{10^9}{5\cdot10^8}"), ("5", r"\sum_{k=1}^{10^9} k"),
     ("5", r"\sqrt{2}^{9^{9^9}}"), ("5", r"x^{9^{9^9}}"), ("5", "1e999999999"), ("5", r"\prod_{k=1}^{10^8} k"), ("5", "3!!!!!"),
@@ -344,3 +355,12 @@ def test_equality_is_symmetric_for_values_without_units():
     for one, other in [(r"\sqrt{12}", r"2\sqrt{3}"), ("0.5", r"\frac12"), ("x<2", r"(-\infty,2)")]:
         assert same_value(one, other)
         assert same_value(other, one)
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 200 + "1", "the number of ways to choose from twelve of them 3", '"x"' * 60]
+)
+def test_a_long_name_is_read_in_one_way_only(name):
+    started = time.perf_counter()
+    math_answer(rf"\boxed{{{name} = 5}}", "5")
+    assert time.perf_counter() - started < 20
