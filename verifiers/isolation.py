@@ -124,11 +124,12 @@ class VerifierPool:
 
     def _slot(self, slot: int) -> None:
         if not self._inline:
-            self._start(slot)
+            with contextlib.suppress(Exception):  # the first check tries again, and says what went wrong
+                self._start(slot)
         while (check := self._queue.get()) is not None and not self._closed:
             try:
                 verdicts = self._inline_verdicts(check) if self._inline else self._verdicts(slot, check)
-            except Exception:  # ours, and still no reason to leave the caller waiting forever
+            except BaseException:  # ours, and still no reason to leave the caller waiting forever
                 log.exception("the verifier pool failed on problem %r", check.problem.id)
                 verdicts = [Verdict.undecided("the verifier pool itself failed; see the log")] * len(
                     check.indices
@@ -165,7 +166,7 @@ class VerifierPool:
             verdicts = self.verifier.judge(
                 check.problem, check.attempts, indices=check.indices, seed=self._seed
             )
-        except Exception as error:
+        except BaseException as error:  # also sys.exit: nobody else is there to answer
             self._note(traceback.format_exc(limit=-20))
             last = traceback.format_exception_only(error)[-1].strip()[:500]
             verdicts = [Verdict.undecided(last)] * len(check.indices)
@@ -175,7 +176,7 @@ class VerifierPool:
     def _verdicts(self, slot: int, check: "_Check") -> list[Verdict]:
         """Judge in the slot's worker; a worker that somebody else killed is tried once more."""
         started = time.perf_counter()
-        for _ in range(2):
+        for attempt in range(2):
             worker = self._start(slot)
             if worker is None:
                 return check.all(Verdict.undecided("no worker process could be started; see the log"))
@@ -189,6 +190,8 @@ class VerifierPool:
                     blame = f"the worker died ({error})"
                     continue
                 blame = "killed at the memory limit"
+                if attempt == 0:
+                    continue  # the checks before it may have filled that worker
             verdict = self._after_kill(slot, check, blame)
             return check.all(replace(verdict, seconds=time.perf_counter() - started))
         return check.all(replace(Verdict.undecided(f"twice: {blame}"), seconds=time.perf_counter() - started))
@@ -218,8 +221,9 @@ class VerifierPool:
             return check.all(replace(Verdict.undecided(str(reply["raised"])), seconds=seconds))
         try:
             verdicts = [Verdict(**{**row, "seconds": seconds}) for row in reply["verdicts"]]
-            assert len(verdicts) == len(check.indices)
-        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            if len(verdicts) != len(check.indices):
+                raise ValueError(f"{len(verdicts)} verdicts on {len(check.indices)} attempts")
+        except (KeyError, TypeError, ValueError) as error:
             raise WorkerDied(f"an answer that is no verdict: {error}") from error
         return verdicts
 

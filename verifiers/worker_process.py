@@ -44,6 +44,7 @@ class WorkerProcess:
         self._in, self._out = self.process.stdin.fileno(), self.process.stdout.fileno()
         os.set_blocking(self._in, False)
         self._buffer = b""
+        self._turn = 0
         try:
             reply = self.ask({**order, "parent": os.getpid()}, deadline_s=START_S)
         except BaseException:
@@ -57,12 +58,20 @@ class WorkerProcess:
         """Send a message and wait for its answer; WorkerLate after `deadline_s`, with the worker alive."""
         ends = time.monotonic() + deadline_s
         try:
-            self._write(json.dumps(message).encode() + b"\n", ends)
+            self._turn += 1
+            self._write(json.dumps({**message, "turn": self._turn}).encode() + b"\n", ends)
             reply = json.loads(self._read_line(ends))
+        except WorkerLate:
+            if self.process.poll() is None:
+                raise
+            # A child of the verifier held the pipe open, so that its end was never seen.
+            raise WorkerDied("the worker process ended") from None
         except (OSError, ValueError) as error:
             raise WorkerDied(f"{type(error).__name__}: {error}"[:200]) from error
         if not isinstance(reply, dict):
             raise WorkerDied("the worker's answer is no object")
+        if self._turn > 1 and reply.get("turn") != self._turn:
+            raise WorkerDied("the worker answered out of turn")
         return reply
 
     def _write(self, data: bytes, ends: float) -> None:

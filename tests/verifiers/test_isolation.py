@@ -18,6 +18,8 @@ HOSTILE = '''
 import asyncio, os, signal, sys, time
 from verigrad.verifiers.base import Verdict, verifier
 
+LEAKED = []
+
 @verifier("moody", deadline_s=1.0, canary={"response": "fine", "answer": None})
 def moody(text, text_length=0):
     """Does what the text says."""
@@ -46,6 +48,16 @@ def moody(text, text_length=0):
         return "1.0"
     if text == "undecided":
         return None
+    if text == "fork":
+        if os.fork() == 0:
+            return False
+        time.sleep(0.3)
+    if text == "orphan":
+        if os.fork() == 0:
+            time.sleep(600)
+        os._exit(3)
+    if text == "leak":
+        LEAKED.append(bytearray(300 * 2**20))
     if text.startswith("child "):
         child = os.fork()
         if child:
@@ -72,6 +84,11 @@ def broken_canary(text):
     if text != "known":
         time.sleep(600)
     return False
+
+@verifier("quitter", runs="inline")
+def quitter(text):
+    """Ends its thread."""
+    sys.exit(3)
 
 @verifier("thoughtful", deadline_s=2.0)
 async def thoughtful(text, answer):
@@ -146,6 +163,32 @@ def test_a_memory_bomb_is_the_attempts_own_fault(moody):
     assert (bomb.outcome, bomb.reward) == ("timeout", 0.0)
     assert "memory" in bomb.reason
     assert fine.outcome == "right"
+
+
+def test_memory_that_others_filled_is_not_the_attempts_fault(plugin):
+    with VerifierPool(f"{plugin}:moody", num_workers=1, memory_mb=1024) as pool:
+        verdicts = judge(pool, *["leak"] * 8)
+    assert {verdict.outcome for verdict in verdicts} == {"right"}
+
+
+def test_a_forked_child_neither_answers_nor_takes_checks(plugin):
+    with VerifierPool(f"{plugin}:moody", num_workers=1) as pool:
+        verdicts = judge(pool, "fork", "undecided", "fork", "undecided", "fine")
+    assert [verdict.reward for verdict in verdicts] == [1.0, None, 1.0, None, 1.0]
+
+
+def test_a_dead_worker_whose_child_holds_the_pipe_is_not_a_late_one(plugin):
+    with VerifierPool(f"{plugin}:moody", num_workers=1) as pool:
+        orphan, fine = judge(pool, "orphan", "fine")
+    assert (orphan.outcome, orphan.reward) == ("error", None)
+    assert fine.outcome == "right"
+
+
+def test_an_inline_verifier_that_exits_leaves_nobody_waiting(plugin):
+    with VerifierPool(f"{plugin}:quitter") as pool:
+        verdicts = judge(pool, "one", "two")
+    assert {verdict.outcome for verdict in verdicts} == {"error"}
+    assert "SystemExit" in verdicts[0].reason
 
 
 @pytest.mark.parametrize(
