@@ -35,9 +35,9 @@ class Attempt:
         A thought that was opened and never closed leaves nothing: prose inside it is no answer.
         """
         _, closed, after = self.text.rpartition("</think>")
-        if closed:
-            return after
-        return "" if "<think>" in self.text else self.text
+        said = after if closed else self.text
+        said, opened, _ = said.partition("<think>")  # a second thought that never closes is no answer either
+        return said if closed or not opened else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -273,6 +273,8 @@ def test_wrong_answers_earn_nothing(gold, box):
         (r"<think>\boxed{5}</think> \boxed{6}", True),
         (r"<think>\boxed{6}</think> I do not know", False),
         (r"<think>\boxed{6}", False),
+        (r"<think>a</think> so <think> \boxed{6}", False),
+        (r"<think>a</think> \boxed{6} <think> or \boxed{5}", True),
         (r"\boxed{6", False),
         (r"\boxed{6} and \boxed{5", True),
         (r"\boxed 6", True),
