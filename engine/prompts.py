@@ -47,11 +47,20 @@ class Prompter:
         self.cfg = cfg
         kept = {tokenizer.convert_tokens_to_ids(tag) for tag in TAGS}
         self._dropped_ids = frozenset(tokenizer.all_special_ids) - kept
+        self.opening = self._opening()
 
-    @property
-    def prefill_text(self) -> str:
-        """What every completion is forced to begin with."""
-        return self.cfg.prefill
+    def _opening(self) -> str:
+        """What a completion begins with for the verifier: the prefill, after any thought the template opens.
+
+        Some chat templates end in `<think>`. Without that tag a completion cut off in its thought would read
+        as prose, and a box in the middle of it as the answer.
+        """
+        prefill = self.cfg.prefill
+        if not self.uses_chat or "<think>" in prefill:
+            return prefill
+        rendered = self.text_for(Problem("", "x")).removesuffix(prefill)
+        before, tag, after = rendered.rpartition("<think>")
+        return f"{tag}{after}{prefill}" if before and tag and not after.strip() else prefill
 
     @property
     def template_hash(self) -> str:
@@ -131,12 +140,12 @@ class Prompter:
         return messages
 
     def text_of(self, completion_ids: Sequence[int]) -> str:
-        """What the verifier reads: prefill and completion, without special tokens but with thinking tags."""
+        """What the verifier reads: opening and completion, without special tokens but with thinking tags."""
         kept = [i for i in completion_ids if i not in self._dropped_ids]
         completion = self.tokenizer.decode(
             kept, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        return f"{self.cfg.prefill}{completion}"
+        return f"{self.opening}{completion}"
 
     def refusal_above(self, max_tokens: int) -> Callable[[Problem], str | None]:
         """Says of a problem why it cannot be asked, or None: its prompt has more than `max_tokens` tokens."""

@@ -3,15 +3,19 @@
 import math
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from verigrad.engine.config import Config
 from verigrad.engine.failures import WorkError
 from verigrad.engine.pack import lay_out
 from verigrad.engine.policy import Policy
 from verigrad.engine.rollout import Sampler, SamplingParams
-from verigrad.engine.schema import Metrics
+from verigrad.engine.schema import Metrics, Rollout
 from verigrad.verifiers.base import Problem
 
 CANARY_TOKENS = 16
+NOTICEABLE = 2e-5  # a move of a float32 log-probability that is no rounding
+MAX_UNKNOWN_FRAC = 1e-3
 
 
 class WeightSyncError(WorkError):
@@ -31,6 +35,8 @@ class WeightSync:
         assert cfg.sync.max_canary_gap is not None, "config.load resolves it"
         assert cfg.sync.max_mismatch_kl is not None, "config.load resolves it"
         self.max_gap, self.max_mismatch_kl = cfg.sync.max_canary_gap, cfg.sync.max_mismatch_kl
+        self.exact = cfg.policy.dtype == "float32"
+        self.last: tuple[list[Rollout], Tensor] | None = None  # canaries of the last proof, and our logprobs
 
     def push(self, version: int) -> Metrics:
         """Load the policy's weights into the running engine as `version`, and prove it."""
@@ -39,7 +45,11 @@ class WeightSync:
         return self.prove()
 
     def prove(self) -> Metrics:
-        """Largest gap on the canary prompts; raises WeightSyncError above the limit."""
+        """Largest gap on the canary prompts; raises WeightSyncError above the limit.
+
+        Also where the trainer's log-probabilities have moved and the sampler repeats its last ones to the
+        bit: a single step at a small learning rate stays below any limit that rounding respects.
+        """
         arriving = self.sampler.sample(self.canaries, self.params, group_size=1, seed=("canary",))
         rollouts = [group.rollouts[0] for _, group in sorted(arriving, key=lambda pair: pair[0])]
         batch = lay_out(rollouts)
@@ -53,13 +63,36 @@ class WeightSync:
                 "nothing sampled from it can be trusted. Resume from the last checkpoint; if it comes again, "
                 "report it with the model's config.json"
             )
+        self._refuse_repetition(rollouts, ours)
+        self.last = rollouts, ours
         return {"canary_gap": gap}
+
+    def _refuse_repetition(self, rollouts: list[Rollout], ours: Tensor) -> None:
+        if self.last is None or not self.exact:  # in bfloat16 a small step may round to nothing
+            return
+        before, our_before = self.last
+        if any(now.token_ids != then.token_ids for now, then in zip(rollouts, before, strict=True)):
+            return
+        repeated = all(now.logprobs == then.logprobs for now, then in zip(rollouts, before, strict=True))
+        moved = float((ours - our_before).abs().max())
+        if repeated and moved > NOTICEABLE:
+            raise WeightSyncError(
+                f"weight sync {self.sampler.policy_version} did not reach the sampler: the trainer's "
+                f"log-probabilities moved by {moved:.2g}, the sampler's not at all. Resume from the last "
+                "checkpoint; if it comes again, report it with the model's config.json"
+            )
 
     def require_match(self, metrics: Metrics) -> None:
         """Raise WeightSyncError when a step's rollouts were not sampled from the policy that trained on them.
 
         A non-finite mismatch of a skipped step is that step's own trouble, and counted as such.
         """
+        unknown = metrics.get("nan_logprob_frac", 0.0)
+        if unknown > MAX_UNKNOWN_FRAC:
+            raise WeightSyncError(
+                f"the sampler gave no log-probability for {unknown:.1%} of the tokens; ratios would be taken "
+                "for 1 there. Report it with the model's config.json"
+            )
         mismatch = metrics.get("mismatch_kl", 0.0)
         if metrics.get("skipped_updates") and not math.isfinite(mismatch):
             return

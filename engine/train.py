@@ -141,12 +141,11 @@ def update(loop: Loop, scored: list[ScoredGroup], cfg: Config, step: int) -> Met
     frozen = [
         # The first minibatch's own forward pass gives its old log-probabilities; the others need theirs now.
         loop.policy.frozen(batches, with_old=decoupled and index > 0)
-        for index, batches in enumerate(minibatches)
+        for index, batches in enumerate(filter(None, minibatches))
     ]
     updates = [
         loop.policy.update(batches, loop.algorithm.loss, step=step, first=index == 0)
         for index, batches in enumerate(frozen)
-        if batches
     ]
     skipped = sum(not done.applied for done in updates)
     loop.nonfinite_in_row = loop.nonfinite_in_row + 1 if skipped else 0

@@ -26,6 +26,7 @@ from verigrad.verifiers.worker import EXIT_MEMORY
 from verigrad.verifiers.worker_process import WorkerDied, WorkerLate, WorkerProcess
 
 MAX_TEXT = 50_000  # characters of an attempt that a verifier gets to see; the answer is at the end
+MAX_FAILED_STARTS = 5  # in a row, after which every check is undecided at once
 log = logging.getLogger(__name__)
 
 
@@ -62,6 +63,7 @@ class VerifierPool:
         self._stats = _Stats()
         self._inline = policy.runs == "inline"
         self._workers: dict[int, WorkerProcess] = {}
+        self._failed_starts = 0  # in a row
         self._threads = [
             threading.Thread(target=self._slot, args=(slot,), name=f"verifier-{slot}", daemon=True)
             for slot in range(1 if self._inline else num_workers)
@@ -145,13 +147,17 @@ class VerifierPool:
         """The slot's living worker, started if need be; None (and a line in the log) if it cannot start."""
         if slot in self._workers or self._closed:
             return self._workers.get(slot)
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            return None  # waiting for each start to fail would hold up every attempt of the batch
         try:
             self._workers[slot] = WorkerProcess(self._order, cwd=self._cwd)
         except (WorkerDied, WorkerLate, OSError) as error:
             log.error("a worker of verifier %r did not start: %s", self.verifier.name, error)
             with self._lock:
+                self._failed_starts += 1
                 self._stats.last_traceback = str(error)
             return None
+        self._failed_starts = 0
         if self._closed:  # close() did not know of this one yet
             self._stop(slot)
         return self._workers.get(slot)
@@ -174,7 +180,10 @@ class VerifierPool:
         return [replace(verdict, seconds=seconds) for verdict in verdicts]
 
     def _verdicts(self, slot: int, check: "_Check") -> list[Verdict]:
-        """Judge in the slot's worker; a worker that somebody else killed is tried once more."""
+        """Judge in the slot's worker; one that was killed or died is tried once more before anyone is blamed.
+
+        The first time it may have been the machine: a paused process, a swap storm, a kill from outside.
+        """
         started = time.perf_counter()
         for attempt in range(2):
             worker = self._start(slot)
@@ -185,6 +194,8 @@ class VerifierPool:
             except WorkerLate:
                 self._respawned(slot)
                 blame = f"killed at the deadline of {self.deadline_s:g} s"
+                if attempt == 0:
+                    continue
             except WorkerDied as error:
                 if self._respawned(slot) != EXIT_MEMORY:
                     blame = f"the worker died ({error})"

@@ -30,13 +30,15 @@ class WorkerProcess:
         # The worker must find what the parent finds, also what was put on sys.path by hand.
         path = os.pathsep.join(os.path.join(cwd, entry) for entry in sys.path)
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        # vLLM's CPU build preloads allocators for its own workers, by way of the environment.
+        inherited = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "verigrad.verifiers.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
             cwd=cwd,
-            env={**os.environ, **threads, "PYTHONPATH": path},
+            env={**inherited, **threads, "PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C is the parent's, and killpg reaches the worker's children
         )
         assert self.process.stdin is not None

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from verigrad.engine.config import ConfigError, PromptsConfig
 from verigrad.engine.prompts import INSTRUCTIONS, Prompter
 from verigrad.engine.recipes import ladder
-from verigrad.verifiers.base import Problem
+from verigrad.verifiers.base import Attempt, Problem
 
 CHAT = (
     "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}"
@@ -85,7 +85,7 @@ def test_a_template_adds_its_instruction_below_the_problem(template, word):
 def test_text_is_prefill_and_completion_without_special_tokens():
     ids = [ladder.TOKEN_IDS[t] for t in ("1", "</think>", "\\boxed{", "2", "}", "<eos>", "<pad>")]
     assert prompter(prefill="<think>").text_of(ids) == "<think>1</think>\\boxed{2}"
-    assert prompter(prefill="<think>").prefill_text == "<think>"
+    assert prompter(prefill="<think>").opening == "<think>"
 
 
 def test_spaces_before_punctuation_survive():
@@ -128,3 +128,21 @@ def test_the_hash_changes_with_what_shapes_a_prompt():
     }
     assert len(hashes) == 5
     assert prompter(CHAT).template_hash == prompter(CHAT).template_hash
+
+
+@pytest.mark.parametrize(
+    ("template", "prefill", "opening"),
+    [
+        (CHAT.replace("a:", "a:<think>\n"), "", "<think>\n"),
+        (CHAT.replace("a:", "a:<think>"), "Well, ", "<think>Well, "),
+        (CHAT.replace("a:", "a:<think>"), "<think>", "<think>"),
+        (CHAT.replace("a:", "a:<think></think>"), "", ""),
+        (CHAT, "", ""),
+    ],
+)
+def test_a_thought_that_the_template_opens_is_one_for_the_verifier(template, prefill, opening):
+    built = prompter(template, prefill=prefill)
+    assert built.opening == opening
+    cut = built.text_of([ladder.TOKEN_IDS[piece] for piece in ("\\boxed{", "6", "}")])
+    attempt = Attempt(cut)
+    assert attempt.final_text == ("" if "<think>" in opening else cut)

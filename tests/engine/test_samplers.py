@@ -5,6 +5,7 @@ import torch
 
 from tests.tiny import config, model_folder, new_model, tokenizer
 from verigrad.engine.config import PromptsConfig
+from verigrad.engine.pack import lay_out
 from verigrad.engine.policy import Policy
 from verigrad.engine.prompts import Prompter
 from verigrad.engine.rollout import Sampler, SamplingParams, TokenRequest, derive_seed
@@ -223,6 +224,32 @@ def test_weights_that_did_not_arrive_stop_the_run(engine, part):
     engine.load_weights(stale.items())
     with pytest.raises(WeightSyncError, match="trainer and sampler disagree"):
         sync.prove()
+
+
+def test_one_small_step_that_did_not_arrive_is_noticed_below_the_limit(engine, monkeypatch):
+    sync, policy = weight_sync(engine)
+    sync.push(1)
+    rollouts, before = sync.last
+    head = policy.model.get_output_embeddings().weight
+    start, direction = (
+        head.detach().clone(),
+        torch.randn(head.shape, generator=torch.Generator().manual_seed(0)),
+    )
+    for size in (1e-6 * 1.5**k for k in range(40)):  # the first that can be noticed
+        with torch.no_grad():
+            head.copy_(start + size * direction)
+        if (policy.logprobs(lay_out(rollouts), temperature=1.0) - before).abs().max() > 5e-5:
+            break
+    monkeypatch.setattr(engine, "load_weights", lambda weights: None)
+    with pytest.raises(WeightSyncError, match="sync 2 did not reach the sampler"):
+        sync.push(2)
+    monkeypatch.undo()
+    sync.push(3)
+
+
+def test_the_same_weights_sent_twice_are_no_fault(engine):
+    sync, _ = weight_sync(engine)
+    assert sync.push(1) == sync.push(2)
 
 
 @pytest.mark.vllm
