@@ -231,10 +231,9 @@ def test_one_small_step_that_did_not_arrive_is_noticed_below_the_limit(engine, m
     sync.push(1)
     rollouts, before = sync.last
     head = policy.model.get_output_embeddings().weight
-    start, direction = (
-        head.detach().clone(),
-        torch.randn(head.shape, generator=torch.Generator().manual_seed(0)),
-    )
+    start = head.detach().clone()
+    direction = torch.randn(head.shape, generator=torch.Generator().manual_seed(0))
+    direction[0] = 0  # the padding token's embedding is zero, and its norm would blow any change up
     for size in (1e-6 * 1.5**k for k in range(40)):  # the first that can be noticed
         with torch.no_grad():
             head.copy_(start + size * direction)
