@@ -1,5 +1,6 @@
 """A recipe to the parts of a run, built, joined, taken up from a checkpoint, and proved to agree."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from verigrad.engine.config import Config
 from verigrad.engine.curriculum import Curriculum, problem_stream
 from verigrad.engine.data import ProblemStream
 from verigrad.engine.dynamic_sampling import KeepRate
-from verigrad.engine.policy import Policy
+from verigrad.engine.policy import Policy, find_device
 from verigrad.engine.prompts import Prompter
 from verigrad.engine.rollout import Sampler
 from verigrad.engine.rollout_backends import build_engine
@@ -44,34 +45,39 @@ class Loop:
 @contextmanager
 def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
     """Build every part, take up the checkpoint if there is one, and prove that trainer and sampler agree."""
-    with run.timed("start"):
-        model = model_files.fetch(cfg, progress=screen.progress)
-        prompter = Prompter(model.tokenizer, cfg.prompts)
-        accept = prompter.refusal_above(cfg.rollout.max_prompt_tokens)
-        dataset = data.load(cfg.data, seed=cfg.train.seed, accept=accept)
-    folder = model.folder if run.resume_from is None else str(run.resume_from[1])
-    with open_scorers(cfg) as (scorer, judge), open_sampler(cfg, folder, model, prompter, run) as sampler:
-        with run.timed("start"):
-            policy = Policy(cfg, folder, tokenizer=model.tokenizer, start_folder=model.folder)
-            loop = Loop(
-                policy=policy,
-                sampler=sampler,
-                sync=WeightSync(policy, sampler, dataset.train[:2], cfg=cfg),
-                scorer=scorer,
-                judge=judge,
-                problems=problem_stream(dataset.train, cfg),
-                evals=dataset.evals,
-                algorithm=algorithms.build(cfg),
+    find_device(cfg)
+    with open_scorers(cfg) as (scorer, judge):
+        with run.timed("start"):  # what is cheap to get wrong is looked at before a model is made or fetched
+            scorer.require_fit(data.first_problem(cfg.data, seed=cfg.train.seed))
+            model = model_files.fetch(cfg, progress=screen.progress)
+            prompter = Prompter(model.tokenizer, cfg.prompts)
+            accept = prompter.refusal_above(cfg.rollout.max_prompt_tokens)
+            dataset = data.load(cfg.data, seed=cfg.train.seed, accept=accept)
+        if dataset.num_skipped:
+            run.note(f"{dataset.num_skipped} malformed rows skipped, the first: {dataset.first_skipped}")
+        folder = model.folder if run.resume_from is None else str(run.resume_from[1])
+        with open_sampler(cfg, folder, model, prompter, run) as sampler:
+            with run.timed("start"):
+                policy = Policy(cfg, folder, tokenizer=model.tokenizer, start_folder=model.folder)
+                loop = Loop(
+                    policy=policy,
+                    sampler=sampler,
+                    sync=WeightSync(policy, sampler, dataset.train[:2], cfg=cfg),
+                    scorer=scorer,
+                    judge=judge,
+                    problems=problem_stream(dataset.train, cfg),
+                    evals=dataset.evals,
+                    algorithm=algorithms.build(cfg),
+                )
+                if run.resume_from is not None:
+                    restore(loop, run.load_state())
+                    screen.say(f"resuming after step {run.resume_from[0]}")
+                loop.sync.push(loop.policy_version)
+            run.record_environment(
+                data=dataset.fingerprint, model=model.fingerprint, prompts=prompter.template_hash
             )
-            if run.resume_from is not None:
-                restore(loop, run.load_state())
-                screen.say(f"resuming after step {run.resume_from[0]}")
-            loop.sync.push(loop.policy_version)
-        run.record_environment(
-            data=dataset.fingerprint, model=model.fingerprint, prompts=prompter.template_hash
-        )
-        yield loop
-        run.note(f"verifier health: {scorer.health()}")
+            yield loop
+            run.note(f"verifier health: {json.dumps(scorer.health())}")
 
 
 @contextmanager

@@ -35,6 +35,7 @@ class Dataset:
     train: "Problems"
     evals: Mapping[str, list[Problem]]
     num_skipped: int  # malformed rows left out
+    first_skipped: str  # where the first of them is, and what is wrong with it
     num_overlap: int  # training rows left out because their prompt is held out
     fingerprint: str  # of every problem on both sides, in order
 
@@ -55,11 +56,12 @@ def load(cfg: DataConfig, *, seed: int, accept: Accept | None = None) -> Dataset
         held_out = choose(eval_table, cfg.num_eval, seed=seed) if some else np.arange(len(eval_table.good))
         prompts = eval_table.prompts  # also those beyond num_eval: they may be measured by the next run
         num_skipped = table.num_skipped + eval_table.num_skipped
+        first_skipped = table.first_skipped or eval_table.first_skipped
         evals = {short_name(cfg.eval_path): list(eval_table.problems(held_out))}
     else:
         held_out = choose(table, cfg.num_eval, seed=seed)
         prompts = table.prompts[held_out]
-        num_skipped = table.num_skipped
+        num_skipped, first_skipped = table.num_skipped, table.first_skipped
         evals = {"held_out": list(table.problems(held_out))} if cfg.num_eval else {}
     on_other_side = np.isin(table.prompts, prompts)
     if on_other_side.all():
@@ -71,7 +73,22 @@ def load(cfg: DataConfig, *, seed: int, accept: Accept | None = None) -> Dataset
     train = table.problems(np.flatnonzero(~on_other_side))
     num_overlap = int(on_other_side.sum()) - (0 if cfg.eval_path else len(held_out))
     parts = [train.fingerprint, *(fingerprint_of(problems) for problems in evals.values())]
-    return Dataset(train, evals, num_skipped, num_overlap, f"{digest(parts):016x}")
+    return Dataset(train, evals, num_skipped, first_skipped, num_overlap, f"{digest(parts):016x}")
+
+
+def first_problem(cfg: DataConfig, *, seed: int) -> Problem:
+    """The first row that is a problem, read before anything expensive is done: the file is there and fits."""
+    if not cfg.path:
+        raise ConfigError("data.path is empty: expected a file, a hub id or a maker. Set data.path.")
+    rows = read_rows(cfg.path, split=cfg.split, seed=seed, options=cfg.options)
+    for index in range(len(rows)):
+        try:
+            return to_problem(rows.row(index), cfg.columns)
+        except BadRow as error:
+            if cfg.on_bad_row == "stop":
+                report = f"{rows.place(index)}: {error}".rstrip(".")
+                raise ConfigError(f"{report}. Correct it, or set data.on_bad_row = 'skip'.") from error
+    raise ConfigError(f"{cfg.path} gives no problems. Expected rows with 'prompt' and 'answer'.")
 
 
 def choose(table: "Table", num_wanted: int, *, seed: int) -> NDArray[np.int64]:
@@ -185,6 +202,7 @@ class Table:
     contents: NDArray[np.uint64]  # [P] digests of the problems
     repeats: Mapping[int, str]  # row -> the id it has because another had that id before
     num_skipped: int
+    first_skipped: str
 
     def problems(self, positions: NDArray[np.int64]) -> "Problems":
         """Those of the good rows, in this order."""
@@ -254,6 +272,7 @@ def scan(rows: Rows, cfg: DataConfig, *, name: str, accept: Accept | None) -> Ta
         contents=np.array(contents, np.uint64),
         repeats=repeats,
         num_skipped=num_skipped,
+        first_skipped=first_bad,
     )
 
 

@@ -26,7 +26,10 @@ def mean_interval(per_problem: Sequence[Sequence[float]]) -> Interval:
         raise ValueError("an interval over 0 problems: evaluate at least one")
     if all(mean in (0.0, 1.0) for mean in means):
         return _wilson(int(sum(means)), len(means))
-    return _normal(means)
+    mean, low, high = _normal(means)
+    if len(means) > 1 and all(0 <= value <= 1 for value in means):  # no mean lies outside
+        low, high = max(0.0, low), min(1.0, high)
+    return mean, low, high
 
 
 def paired_gain(before: Sequence[float], after: Sequence[float]) -> Interval:
@@ -34,7 +37,14 @@ def paired_gain(before: Sequence[float], after: Sequence[float]) -> Interval:
 
     Pairing takes out how hard each problem is: far narrower than the difference of two intervals.
     """
-    return _normal([new - old for old, new in zip(before, after, strict=True)])
+    changes = [new - old for old, new in zip(before, after, strict=True)]
+    mean, low, high = _normal(changes)
+    if low == high:  # all changed alike, or none: as many problems more could still show otherwise
+        half = _wilson(0, len(changes))[2]
+        low, high = mean - half, mean + half
+    if len(changes) > 1 and all(0 <= value <= 1 for value in (*before, *after)):
+        low, high = max(-1.0, low), min(1.0, high)
+    return mean, low, high
 
 
 def _normal(values: Sequence[float]) -> Interval:

@@ -39,7 +39,9 @@ def combine(updates: Sequence[Update]) -> Metrics:
     metrics = merge(
         [part for done in updates for part in done.sums], num_optimizer_steps=max(1, len(updates))
     )
-    if updates:
+    if not updates:
+        metrics["entropy"] = math.nan  # nothing was looked at
+    else:
         first = merge(updates[0].sums)
         metrics |= {name: first[name] for name in ("mismatch_kl", "mismatch_max")}
     norms = [done.grad_norm for done in updates]
@@ -52,10 +54,7 @@ class Policy:
     def __init__(self, cfg: Config, model_folder: str, *, tokenizer: Any, start_folder: str) -> None:
         """Load weights from `model_folder`; the KL reference, if any, from `start_folder`."""
         self.cfg, self.tokenizer = cfg, tokenizer
-        wanted = cfg.policy.device
-        self.device = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-        )
+        self.device = find_device(cfg)
         self.model = load_model(cfg, model_folder).to(self.device)
         self.optimizer = build_optimizer(self.model, cfg.optim)
         self.reference: nn.Module | None = None
@@ -203,3 +202,11 @@ def load_model(cfg: Config, folder: str) -> Any:
     if cfg.policy.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def find_device(cfg: Config) -> torch.device:
+    """Where the trainer computes. Raises ConfigError for a GPU that is not there."""
+    wanted, there = cfg.policy.device, torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise ConfigError("policy.device = 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
+    return torch.device("cuda" if there and wanted != "cpu" else "cpu")

@@ -23,6 +23,7 @@ from verigrad.engine import checkpoint, rollout_file
 from verigrad.engine.config import Config, ConfigError, differences, load, to_toml
 from verigrad.engine.failures import WorkError
 from verigrad.engine.schema import Evaluation, ScoredGroup, VerifiedGroup
+from verigrad.verifiers import registry
 
 STATE = "trainer_state.pt"
 FREE_TO_CHANGE = {"run.folder", "run.save_every", "run.keep_checkpoints", "verifier.num_workers"}
@@ -216,7 +217,7 @@ class Run:
             "commit": _commit(),
             "hardware": hardware,
             "seed": self.cfg.train.seed,
-            "verifier": _hash_of_file(self.cfg.verifier.name.rpartition(":")[0]),
+            "verifier": _hash_of_verifier(self.cfg.verifier.name),
             **facts,
         }
         if self.resume_from is not None and (before := self._read("environment.json")):
@@ -236,9 +237,10 @@ class Run:
                 f"({'; '.join(others)}); restore what the run was started with, or set run.folder=NEW"
             )
         for key, what in changed.items():
-            self.note(
-                f"{key} changed since the run was started ({what}); numbers may differ in their last digits"
-            )
+            means = "numbers may differ in their last digits"
+            if key == "verifier":
+                means = "rewards before and after this point are not comparable"
+            self.note(f"{key} changed since the run was started ({what}); {means}")
 
     # -- checkpoints ---------------------------------------------------------------------------------
 
@@ -315,10 +317,16 @@ def _commit() -> str | None:
     return None
 
 
-def _hash_of_file(name: str) -> str | None:
-    """Of a verifier that is a file; those of packages are told by their versions."""
-    path = Path(name).expanduser()
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
+def _hash_of_verifier(name: str) -> str | None:
+    """Of its file, or of all files of the built-in ones; an installed package is told by its version."""
+    path = Path(name.rpartition(":")[0]).expanduser()
+    if path.is_file():
+        files = [path]
+    elif name in registry.BUILTIN:
+        files = sorted(Path(registry.__file__).parent.glob("*.py"))
+    else:
+        return None
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

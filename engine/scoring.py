@@ -10,7 +10,7 @@ from typing import Any
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.failures import WorkError
 from verigrad.engine.schema import RolloutGroup, VerifiedGroup
-from verigrad.verifiers.base import Verdict
+from verigrad.verifiers.base import Problem, Verdict
 from verigrad.verifiers.isolation import VerifierPool
 
 
@@ -45,6 +45,13 @@ class Scorer:
             )
         except ValueError as error:  # no such verifier, or not with these options
             raise ConfigError(f"{setting}: {error}") from error
+
+    def require_fit(self, problem: Problem) -> None:
+        """Raise ConfigError when rows like this one lack what the verifier asks for."""
+        try:
+            self.pool.verifier.check_row(problem)
+        except ValueError as error:
+            raise ConfigError(f"{self.setting} = {self.name!r} does not fit the data: {error}") from error
 
     def submit(self, arriving: Iterable[tuple[int, RolloutGroup]]) -> list[Pending]:
         """Hand each group to the workers as it arrives; returns when the last has arrived."""

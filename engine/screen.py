@@ -1,7 +1,8 @@
 """What a person sees while a run goes on: one live bar, sampled answers, and the table at the end."""
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from verigrad.engine.schema import VerifiedGroup
+from verigrad.engine.schema import Evaluation, VerifiedGroup
 
 MARKS = {"right": "[green]right[/]", "error": "[magenta]undecided[/]", "partial": "[yellow]partial[/]"}
 
@@ -24,7 +25,7 @@ class Screen:
         self.console = console or Console(width=width, highlight=False)
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=24 if self.console.width >= 110 else 10),
             TextColumn("{task.fields[facts]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -58,10 +59,16 @@ class Screen:
 
     def step(self, row: Mapping[str, Any], num_steps: int) -> None:
         """One training step done."""
-        facts = (
-            f"reward {row['reward']:.3f}  kept {row['kept_frac']:.0%}  entropy {row['entropy']:.3f}  "
-            f"length {row['completion_tokens_mean']:.0f}  {row['tokens_per_s']:,.0f} tok/s"
-        )
+        wide = self.console.width >= 110
+        facts = f"reward {_number(row['reward'])}  kept {row['kept_frac']:.0%}"
+        if row["undecided_frac"]:
+            facts += f"  UNDECIDED {row['undecided_frac']:.0%}"
+        if math.isfinite(row["entropy"]):
+            facts += f"  entropy {row['entropy']:.3f}" if wide else ""
+        else:
+            facts += "  nothing to train on"
+        if wide:
+            facts += f"  length {row['completion_tokens_mean']:.0f}  {row['tokens_per_s']:,.0f} tok/s"
         if row.get("skipped_updates"):
             facts += f"  SKIPPED {row['skipped_updates']:.0f} non-finite updates"
         text = f"step {row['step']}/{num_steps}"
@@ -78,11 +85,14 @@ class Screen:
             self._tasks[name] = self._bar.add_task(text, total=total, facts="")
         self._bar.update(self._tasks[name], description=text, completed=done, facts=facts)
 
-    def evaluation(self, row: Mapping[str, Any]) -> None:
+    def evaluation(self, evaluation: Evaluation) -> None:
         """One evaluation done."""
+        row = evaluation.row
+        rewards = [reward for group in evaluation.groups for reward in group.correctness]
         self.say(
-            f"step {row['step']}: {row['data']} accuracy {row['avg']:.3f} "
-            f"[{row['avg_low']:.3f}, {row['avg_high']:.3f}] on {row['num_problems']} problems"
+            f"step {row['step']}: {row['data']} {name_of_score(rewards)} {_number(row['avg'])} "
+            f"[{_number(row['avg_low'])}, {_number(row['avg_high'])}] on {row['num_problems']} problems"
+            + (f", {row['undecided_frac']:.1%} undecided" if row["undecided_frac"] else "")
         )
 
     def samples(self, groups: Sequence[VerifiedGroup], *, most: int = 3) -> None:
@@ -110,6 +120,15 @@ class Screen:
         for name, value in rows:
             table.add_row(escape(name), escape(value))
         self.console.print(table)
+
+
+def name_of_score(rewards: Iterable[float]) -> str:
+    """What a mean of these rewards is called: accuracy where each is right or wrong."""
+    return "accuracy" if set(rewards) <= {0.0, 1.0} else "mean reward"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "undefined"
 
 
 def printable(text: str) -> str:

@@ -1,5 +1,6 @@
 """A run folder to the table and the picture at its end."""
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ from verigrad.engine import curve, rollout_file
 from verigrad.engine.checkpoint import name_of
 from verigrad.engine.intervals import paired_gain
 from verigrad.engine.run import Run
-from verigrad.engine.screen import Screen, relative
+from verigrad.engine.screen import Screen, name_of_score, relative
 
 PHASES = ("start", "rollout", "verify", "train", "sync", "eval", "save")
 
@@ -24,6 +25,12 @@ def show(run: Run, screen: Screen) -> int:
         )
         first, last = metrics[0]["completion_tokens_mean"], metrics[-1]["completion_tokens_mean"]
         rows.append(("completion length", f"{first:.1f} -> {last:.1f} tokens"))
+        undecided = statistics.fmean(row["undecided_frac"] for row in metrics)
+        if undecided:
+            rows.append(("undecided verdicts", f"{undecided:.1%} of all; see `reason` in rollouts/"))
+        idle = sum(row["entropy"] is None for row in metrics)
+        if idle:
+            rows.append(("steps with nothing to train on", f"{idle} of {len(metrics)}"))
     rows.append(("where the time went", _time_split(run.total_seconds())))
     picture = run.folder / "curve.png"
     curve.draw(picture, metrics, evals, title=run.folder.name)
@@ -34,16 +41,17 @@ def show(run: Run, screen: Screen) -> int:
 
 def _gain(run: Run, data: str, evals: list[dict[str, Any]]) -> list[tuple[str, str]]:
     before, after = evals[0], evals[-1]
-    rows = [
-        (f"{data} accuracy {when}", f"{_interval(row)}  on {row['num_problems']} unseen problems")
-        for when, row in (("before", before), ("after", after))
-    ]
-    if before["step"] == after["step"]:
-        return rows[:1]
     old, new = (
         rollout_file.correctness(run.folder / "evals" / f"{name_of(row['step'])}_{data}.parquet")
         for row in (before, after)
     )
+    score = name_of_score(r for rewards in (*old.values(), *new.values()) for r in rewards)
+    rows = [
+        (f"{data} {score} {when}", f"{_interval(row)}  on {row['num_problems']} unseen problems")
+        for when, row in (("before", before), ("after", after))
+    ]
+    if before["step"] == after["step"]:
+        return rows[:1]
     both = [problem for problem in old if old[problem] and new.get(problem)]
     if len(both) < 2:
         return rows

@@ -37,6 +37,7 @@ def train(cfg: Config, screen: Screen) -> int:
             screen.say(f"{cfg.run.folder} already holds all {cfg.train.num_steps} steps; nothing left to do")
             return summary.show(run, screen)
         with open_loop(cfg, run, screen) as loop, Interrupt() as interrupt:
+            tell(run, screen)
             if run.first_step == 1 and cfg.eval.every:
                 evaluate_all(loop, run, screen, cfg, step=0)
             for step in range(run.first_step, cfg.train.num_steps + 1):
@@ -164,5 +165,5 @@ def evaluate_all(loop: Loop, run: Run, screen: Screen, cfg: Config, *, step: int
         with run.timed("eval"):
             evaluation = evaluate(name, problems, loop.sampler, loop.judge, cfg=cfg, step=step)
         run.log_eval(evaluation)
-        screen.evaluation(evaluation.row)
+        screen.evaluation(evaluation)
         screen.samples(evaluation.groups)

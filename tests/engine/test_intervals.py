@@ -103,3 +103,16 @@ def test_gain_needs_the_same_problems():
 def test_intervals_do_not_import_torch():
     code = "import sys, verigrad.engine.intervals; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_change_on_few_problems_is_no_certainty():
+    gain, low, high = paired_gain([0.0] * 20, [0.0] * 20)
+    bound = 1.959963984540054**2 / (20 + 1.959963984540054**2)  # Wilson's upper bound of 0 of 20
+    assert gain == 0
+    assert (low, high) == pytest.approx((-bound, bound))
+
+
+def test_the_interval_of_a_share_stays_a_share():
+    _, low, high = mean_interval([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    assert low == 0.0
+    assert high < 1

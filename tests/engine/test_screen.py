@@ -1,18 +1,20 @@
 """What a person sees, on a terminal and in a log."""
 
 import io
+import math
 import re
 
 from rich.console import Console
 
 from tests.tiny import rollout
 from verigrad.engine.schema import VerifiedGroup
-from verigrad.engine.screen import Screen
+from verigrad.engine.screen import Screen, name_of_score
 from verigrad.verifiers.base import Problem, Verdict
 
 ROW = {
     "reward": 0.5,
     "kept_frac": 0.25,
+    "undecided_frac": 0.0,
     "entropy": 0.1,
     "completion_tokens_mean": 30.0,
     "tokens_per_s": 1234.0,
@@ -70,3 +72,18 @@ def test_what_a_model_wrote_cannot_speak_markup_or_drive_the_terminal():
     text = shown(lambda screen: screen.samples([group]), terminal=False)
     assert "[red]x[/red] \N{REPLACEMENT CHARACTER}[2J" in text
     assert "[bold]q" in text
+
+
+def test_undecided_verdicts_and_idle_steps_are_named():
+    def act(screen):
+        screen.step({**ROW, "step": 1, "undecided_frac": 0.29, "entropy": math.nan, "reward": math.nan}, 1)
+
+    text = shown(act, terminal=False)
+    assert "reward undefined" in text
+    assert "UNDECIDED 29%" in text
+    assert "nothing to train on" in text
+
+
+def test_a_mean_of_partial_rewards_is_not_called_accuracy():
+    assert name_of_score([0.0, 1.0]) == "accuracy"
+    assert name_of_score([0.0, 0.5]) == name_of_score([7.0]) == "mean reward"

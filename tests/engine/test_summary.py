@@ -29,7 +29,10 @@ def shown(tmp_path):
                        "avg_low": avg - 0.125, "avg_high": avg + 0.125}  # fmt: skip
                 run.log_eval(Evaluation(row, groups))
             for step, reward in enumerate(rewards, 1):
-                run.log_step(step, {"reward": reward, "completion_tokens_mean": 4.0, "entropy": 1.0})
+                run.log_step(
+                    step,
+                    {"reward": reward, "completion_tokens_mean": 4.0, "entropy": 1.0, "undecided_frac": 0.0},
+                )
             with open(tmp_path / "out.txt", "w") as file:
                 assert summary.show(run, Screen(Console(file=file, width=160))) == 0
         return (tmp_path / "out.txt").read_text()
@@ -56,7 +59,8 @@ def test_gain_is_paired_by_problem(shown):
 
 def test_undecided_problems_are_left_out_of_the_gain(shown):
     out = shown({0: {"a": 0.0, "b": None, "c": 0.0}, 3: {"a": 1.0, "b": 1.0, "c": 1.0}})
-    assert "+1.000  [+1.000, +1.000]" in out
+    sure = 1 - 1.959963984540054**2 / (2 + 1.959963984540054**2)  # two problems alike are little to go by
+    assert f"+1.000  [{sure:+.3f}, +1.000]" in out
 
 
 @pytest.mark.parametrize("after", [{"a": 1.0}, {"a": None}])
@@ -110,7 +114,8 @@ def test_the_second_interrupt_ends_at_once():
 
 def test_steps_on_a_file_are_about_twenty_lines(tmp_path):
     row = json.loads(
-        '{"reward": 0.5, "kept_frac": 1, "entropy": 1, "completion_tokens_mean": 3, "tokens_per_s": 9}'
+        '{"reward": 0.5, "kept_frac": 1, "undecided_frac": 0, "entropy": 1, "completion_tokens_mean": 3, '
+        '"tokens_per_s": 9}'
     )
     with open(tmp_path / "out.txt", "w") as file, Screen(Console(file=file, width=120)) as screen:
         for step in range(1, 401):
