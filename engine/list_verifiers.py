@@ -15,6 +15,8 @@ example:
   verigrad verifiers --json
 """
 
+PIPED_WIDTH = 10_000  # what is read by a program keeps one line per verifier
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `verigrad verifiers`."""
@@ -32,11 +34,14 @@ def run(args: argparse.Namespace) -> int:
         return 0
     table = Table(box=None)
     for heading in ("name", "from", "runs", "what it says"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("name", "runs"))
     for row in rows:
         what = f"cannot be loaded: {row['error']}" if row["error"] else row["doc"]
         table.add_row(row["name"], row["from"], row["runs"] or "-", what)
-    Console().print(table, markup=False, highlight=False)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPED_WIDTH)
+    console.print(table, markup=False, highlight=False)
     return 0
 
 
@@ -48,7 +53,8 @@ def describe(name: str, source: str) -> dict[str, Any]:
         loaded = registry.load(name)
     except (Exception, SystemExit) as error:  # a plug-in's import may do anything; the list must stand
         lines = str(error).strip().splitlines()
-        row["error"] = f"{type(error).__name__}: {lines[-1] if lines else ''}"
+        said = lines[-1] if lines else ""
+        row["error"] = said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
         return row
     policy = loaded.policy
     row.update(runs=policy.runs, deadline_s=policy.deadline_s, version=policy.version, doc=loaded.doc)

@@ -25,6 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from verigrad.engine.config import ConfigError
+from verigrad.verifiers import blame
 
 Progress = Callable[[str, float], None]
 """Told what is being done, and the share of it that is done."""
@@ -116,7 +117,8 @@ def call(maker: Maker, *args: Any, **kwargs: Any) -> Any:
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"{maker.reference}: {error}") from error
+        where = blame.place(error)
+        raise ConfigError(f"{maker.reference}: {error}{f' ({where})' if where else ''}") from error
 
 
 def find(reference: str) -> Maker:
@@ -148,7 +150,8 @@ def module_of_name(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the maker is there, and lacks something it imports
+            # the maker is there, and lacks something it imports
+            raise ConfigError(blame.import_failure(error, name)) from error
         raise ConfigError(
             f"no module {error.name!r} for the maker {name}: install the package it is in, run from the "
             "folder it lies in, or name its file as path/file.py:function."
@@ -171,8 +174,10 @@ def module_of_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # before it runs: dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, SyntaxError | ImportError):
+            raise ConfigError(blame.import_failure(error, path.name)) from error
         raise
     return module
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
-from verigrad.verifiers import registry
+from verigrad.verifiers import blame, registry
 from verigrad.verifiers.base import Attempt, Problem, Verdict
 from verigrad.verifiers.worker import EXIT_MEMORY
 from verigrad.verifiers.worker_process import WorkerDied, WorkerLate, WorkerProcess
@@ -173,7 +173,7 @@ class VerifierPool:
                 check.problem, check.attempts, indices=check.indices, seed=self._seed
             )
         except BaseException as error:  # also sys.exit: nobody else is there to answer
-            self._note(traceback.format_exc(limit=-20))
+            self._note(blame.user_traceback(error))
             last = traceback.format_exception_only(error)[-1].strip()[:500]
             verdicts = [Verdict.undecided(last)] * len(check.indices)
         seconds = time.perf_counter() - started

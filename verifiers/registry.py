@@ -1,5 +1,6 @@
 """A verifier's name, import path or file -> a LoadedVerifier. Listing the names imports none of them."""
 
+import ast
 import difflib
 import hashlib
 import importlib
@@ -10,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from verigrad.verifiers import blame
 from verigrad.verifiers.binding import LoadedVerifier, bind
 
 GROUP = "verigrad.verifiers"
@@ -22,7 +24,7 @@ BUILTIN = {
 
 def available() -> dict[str, str]:
     """Every verifier that has a name, and where it comes from; imports none of them."""
-    where = {name: f"built-in ({path})" for name, path in BUILTIN.items()}
+    where = dict.fromkeys(BUILTIN, "built-in")
     for name, point in installed().items():
         where[name] = f"{_distribution(point)} ({point.value})"
     return dict(sorted(where.items()))
@@ -78,8 +80,10 @@ def _from_file(file: str) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, Exception | SystemExit):
+            raise ValueError(blame.import_failure(error, path.name)) from error
         raise
     return module
 
@@ -93,16 +97,30 @@ def _from_module(name: str, module: str) -> Any:
                 f"verifier {name!r}: no module {error.name!r} to import; install the package that has it, "
                 "or write path/to/file.py:name"
             ) from error
-        raise
+        raise ValueError(blame.import_failure(error, module)) from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(blame.import_failure(error, module)) from error
 
 
 def _unknown(name: str) -> str:
     names = available()
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-    if name.endswith(".py"):
-        hint = f"write {name}:NAME, where NAME is the function in that file"
+    file = Path(name if name.endswith(".py") else f"{name}.py").expanduser()
+    if name.endswith(".py") or file.is_file():
+        there = ", ".join(_functions(file)) or "the function in that file"
+        return f"verifier {name!r} is not known; write {file}:NAME, where NAME is {there}"
     return f"verifier {name!r} is not known; {hint} (or path/file.py:name, or package.module:name)"
+
+
+def _functions(file: Path) -> list[str]:
+    """The public functions and classes at the top of a file, which is read and not run."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return [node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Mapping
 from typing import IO, Any
 
-from verigrad.verifiers import registry
+from verigrad.verifiers import blame, registry
 from verigrad.verifiers.base import Attempt, Problem
 from verigrad.verifiers.binding import LoadedVerifier
 
@@ -40,8 +40,8 @@ def main() -> None:
         verifier = registry.load(order["verifier"], order["options"])
         if verifier.policy.warm_up:
             verifier.policy.warm_up()
-    except BaseException:
-        say(verdicts, {"failed": traceback.format_exc(limit=-20)})
+    except BaseException as error:
+        say(verdicts, {"failed": blame.user_traceback(error)})
         return
     say(verdicts, {"ready": os.getpid()})
     home = os.getpid()
@@ -71,7 +71,7 @@ def judge(verifier: LoadedVerifier, check: Mapping[str, Any], *, seed: int) -> d
         last = traceback.format_exception_only(error)[-1].strip()[:500]
         return {
             "raised": last,
-            "traceback": traceback.format_exc(limit=-20)[-8000:],
+            "traceback": blame.user_traceback(error)[-8000:],
             "seconds": time.perf_counter() - started,
         }
 

@@ -191,3 +191,14 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
     assert makers.cache_folder() == tmp_path / ".cache/verigrad"
     monkeypatch.setenv("VERIGRAD_CACHE", os.fspath(tmp_path / "own"))
     assert makers.cache_folder() == tmp_path / "own"
+
+
+def test_what_a_maker_raises_is_placed(here):
+    with pytest.raises(ConfigError, match=r"level = 9: expected 1 to 3 \(mine\.py line \d+\)$"):
+        makers.make_rows("mine.py:picky", seed=0, options={"level": 9})
+
+
+def test_a_maker_file_that_cannot_be_imported_is_one_line(here):
+    (here / "cut.py").write_text("import nonexist\n")
+    with pytest.raises(ConfigError, match=r"^cut\.py line 1: No module named 'nonexist'; install it"):
+        makers.make_rows("cut.py:rows", seed=0, options={})

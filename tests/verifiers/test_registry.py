@@ -168,3 +168,39 @@ def test_the_decorator_refuses_what_cannot_run():
 def test_importing_a_verifier_imports_neither_torch_nor_sympy(module):
     code = f"import sys, verigrad.verifiers.{module}; assert not {{'torch', 'sympy'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("\ndef f(text)\n    return 1\n", "mine.py line 2: SyntaxError: expected ':'"),
+        ("import nonexist\n", "mine.py line 1: No module named 'nonexist'; install it in this environment"),
+        ("import helper\n", "mine.py line 1: No module named 'helper'; set PYTHONPATH={} to find it"),
+        ("import json\n\njson.loads('')\n", "mine.py line 3: JSONDecodeError: Expecting value"),
+        ("import sys\nsys.exit()\n", "mine.py line 2: SystemExit"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_one_line(tmp_path, code, says):
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "helper.py").touch()
+    with pytest.raises(ValueError, match="mine") as raised:
+        registry.load(f"{tmp_path}/mine.py:f")
+    assert str(raised.value).startswith(says.format(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_named_without_a_function_is_answered_with_its_functions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def odd(text): ...\ndef _hidden(): ...\n")
+    for name in ("mine", "mine.py"):
+        with pytest.raises(ValueError, match=r"write mine\.py:NAME, where NAME is odd$"):
+            registry.load(name)
+
+
+def test_a_traceback_begins_in_the_users_file(tmp_path):
+    (tmp_path / "mine.py").write_text("async def odd(text):\n    return {}[text]\n")
+    with VerifierPool(f"{tmp_path}/mine.py:odd", num_workers=1) as pool:
+        assert pool.submit(Problem("p", "?"), [Attempt("4")]).result(60)[0].outcome == "error"
+        trace = pool.stats()["last_traceback"]
+    assert trace.count("File ") == 1
+    assert "mine.py" in trace
