@@ -4,13 +4,18 @@ Exit status: 0 done, 1 the work failed, 2 the user's input is wrong, 130 interru
 """
 
 import argparse
+import contextlib
+import difflib
 import importlib
+import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 INTERRUPTED = 130
+STATUSES = "exit status: 0 done, 1 the work failed, 2 your input is wrong, 130 interrupted\n"
 VERBS = {
     "train": "train a model from verifiable rewards; resumes by itself",
     "verify": "score a file of answers with a verifier",
@@ -38,20 +43,34 @@ def guarded(argv: Sequence[str]) -> int:
     args = parse(argv)
     try:
         run: Callable[[argparse.Namespace], int] = args.run
-        return run(args)
+        status = run(args)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         resumes = "; what was saved is in the run folder, the same command goes on"
         print(f"verigrad: stopped{resumes if args.verb == 'train' else ''}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        return 1
+        return output_closed()
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # so says rich
+            return output_closed()
+        raise
     except Exception as error:
-        status = status_of(error)
-        if args.debug or status is None:
+        ends = status_of(error)
+        if args.debug or ends is None:
             traceback.print_exc()
         else:
             print(f"verigrad: {error}", file=sys.stderr)
-        return 1 if status is None else status
+        return 1 if ends is None else ends
+
+
+def output_closed() -> int:
+    """Say that whoever read the output is gone, and keep Python from saying it again when it exits."""
+    with contextlib.suppress(OSError, ValueError):  # the error output may be the same pipe, or no file
+        print("verigrad: stopped: the reader of its output is gone (as of `| head`)", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def status_of(error: Exception) -> int | None:
@@ -68,11 +87,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Only the verb that is named is imported, and `train` not before it runs: help needs no torch."""
     parser = argparse.ArgumentParser(
         prog="verigrad", description="Train reasoning models from verifiable rewards.",
-        epilog=RECIPE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"{RECIPE_EXAMPLES}\n{STATUSES}", formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     named = next((word for word in argv if not word.startswith("-")), None)
+    if problem := misspelt(argv, named):
+        parser.error(problem)
     for verb, what in VERBS.items():
         sub = verbs.add_parser(verb, help=what, description=what[0].upper() + what[1:] + ".",
                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -83,7 +104,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             module = importlib.import_module(MODULES[verb])
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
+        sub.epilog = f"{sub.epilog or ''}\n{STATUSES}"
     return parser.parse_args(argv)
+
+
+def misspelt(argv: Sequence[str], verb: str | None) -> str | None:
+    """What argparse would say worse: a verb that there is not, and a setting written as an option."""
+    if verb is not None and verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        return f"no verb {verb!r}; " + (f"did you mean {near[0]}?" if near else f"verbs: {', '.join(VERBS)}")
+    dashed = next((word for word in argv if re.match(r"--?\w+\.\w+=", word)), None)
+    if verb == "train" and dashed:
+        return f"{dashed}: settings are written without --: {dashed.lstrip('-')}"
+    return None
 
 
 class Version(argparse.Action):
@@ -102,7 +135,11 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = RECIPE_EXAMPLES
     parser.add_argument("recipe", help="a .toml file, or the name of a shipped recipe")
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's"
+        "overrides",
+        nargs="*",
+        default=[],  # without it argparse calls them required
+        metavar="section.key=value",
+        help="settings that replace the recipe's",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved recipe and its batch algebra"

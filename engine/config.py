@@ -76,6 +76,14 @@ def find_recipe(recipe: str) -> Path:
     if path.is_file():
         return path
     names = sorted(p.stem for p in RECIPES.glob("*.toml"))
+    here = [str(p) for p in sorted(Path(recipe).parent.glob("*.toml"))]
+    if f"{recipe}.toml" in here:
+        raise ConfigError(f"no recipe {recipe!r}; did you mean {recipe}.toml?")
+    if Path(recipe).suffix == ".toml":
+        near = difflib.get_close_matches(str(path), here, n=1)
+        near = near or difflib.get_close_matches(path.stem, names, n=1, cutoff=0.8)
+        hint = f"did you mean {near[0]}?" if near else "correct the path"
+        raise ConfigError(f"no file {recipe} (looked from {Path.cwd()}); {hint}")
     close = difflib.get_close_matches(Path(recipe).stem, names, n=1)
     hint = f"did you mean {close[0]}?" if close else f"shipped recipes: {', '.join(names)}"
     raise ConfigError(f"no recipe {recipe!r}: neither a .toml file nor a shipped recipe; {hint}")
@@ -86,7 +94,9 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     names = key.strip().split(".")
     if not equals or len(names) < 2 or not all(names):
-        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+        meant = [name for name in settings() if equals and name.split(".")[1] == names[0]]
+        hint = f"; did you mean {' or '.join(f'{name}={value}' for name in meant)}?" if meant else ""
+        raise ConfigError(f"override {override!r} is not of the form section.key=value{hint}")
     node = tree
     for name in names[:-1]:
         node = node.setdefault(name, {})

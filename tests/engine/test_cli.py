@@ -163,3 +163,36 @@ def test_the_installed_command_is_this(tmp_path):
     assert subprocess.run([command, "--version"], capture_output=True, text=True).stdout.startswith(
         "verigrad "
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["tarin"], "no verb 'tarin'; did you mean train?"),
+        (["train", "tiny"], "no recipe 'tiny'; did you mean tiny.toml?"),
+        (["train", "tyny.toml"], "did you mean tiny.toml?"),
+        (["train", "tiny.toml", "group_size=4"], "did you mean rollout.group_size=4?"),
+        (["train", "tiny.toml", "--rollout.group_size=4"], "settings are written without --"),
+        (["train"], "are required: recipe\n"),
+    ],
+)
+def test_what_was_meant(call, words, says):
+    status, _, err = call(*words)
+    assert status == 2
+    assert says in err
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_lists_the_exit_statuses(call, verb):
+    assert cli.STATUSES in call(verb, "--help")[1]
+
+
+def test_a_closed_pipe_is_said(tmp_path):
+    write_recipe(tmp_path)
+    command = (
+        f"{sys.executable} -m verigrad.engine.cli train tiny.toml --dry-run | true; exit ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "the reader of its output is gone" in done.stderr
