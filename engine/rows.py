@@ -56,13 +56,18 @@ class JsonLines:
     def row(self, index: int) -> Mapping[str, Any]:
         start, end = self.spans[index]
         try:
-            row = json.loads(self.bytes[start:end].decode("utf-8-sig"))
+            line = self.bytes[start:end].decode("utf-8-sig").rstrip("\r\n")
+            row = json.loads(line)
         except UnicodeDecodeError as error:
             raise BadRow(f"is not UTF-8 ({error.reason} at byte {error.start})") from error
         except json.JSONDecodeError as error:
+            if index == 0 and line.lstrip().startswith("["):
+                raise BadRow("looks like one JSON array; write one object per line") from error
             raise BadRow(f"is not JSON ({error.msg} at column {error.colno})") from error
         except RecursionError as error:
             raise BadRow("is nested too deeply") from error
+        if isinstance(row, list) and len(self) == 1:
+            raise BadRow("looks like one JSON array; write one object per line")
         if not isinstance(row, dict):
             raise BadRow(f"is a {type(row).__name__}, expected an object with 'prompt' and 'answer'")
         return row

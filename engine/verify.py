@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     with pool:
         try:
             for number, (problem, _) in enumerate(cases, start=1):
-                _check_case(pool, problem, args.cases, number)
+                _check_case(pool, problem, source_name(args.cases), number)
         except ValueError as error:
             print(f"verigrad: {error}", file=sys.stderr)
             return 2
@@ -109,21 +109,35 @@ def row(index: int, verdict: Verdict) -> dict[str, Any]:
 
 def read_cases(path: str) -> list[tuple[Problem, Attempt]]:
     """The cases of a JSONL file; ValueError with file and line number for one that is none."""
-    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    name = source_name(path)
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).expanduser().read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"no file {path} (looked from {Path.cwd()}); correct the path") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
     cases: list[tuple[Problem, Attempt]] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            cases.append(_case(line, f"{path}:{number}", len(cases)))
+            cases.append(_case(line, f"{name} line {number}", len(cases)))
     if not cases:
-        raise ValueError(f"{path} holds no cases; expected one JSON object per line")
+        raise ValueError(f"{name} holds no cases; expected one JSON object per line")
     return cases
+
+
+def source_name(path: str) -> str:
+    """What errors call the file of cases."""
+    return "standard input" if path == "-" else Path(path).name
 
 
 def _case(line: str, where: str, index: int) -> tuple[Problem, Attempt]:
     try:
         fields = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error}); expected one object per line") from None
+    except json.JSONDecodeError as error:
+        if index == 0 and line.lstrip().startswith("["):
+            raise ValueError(f"{where}: looks like one JSON array; write one object per line") from None
+        reason = f"{error.msg} at column {error.colno}"
+        raise ValueError(f"{where}: is not JSON ({reason}); expected one object per line") from None
     if not isinstance(fields, dict):
         raise ValueError(
             f"{where}: found {type(fields).__name__}; expected an object with 'response' and 'answer'"
@@ -155,11 +169,11 @@ def parse_option(text: str) -> tuple[str, Any]:
         return key.strip(), value
 
 
-def _check_case(pool: VerifierPool, problem: Problem, path: str, number: int) -> None:
+def _check_case(pool: VerifierPool, problem: Problem, name: str, number: int) -> None:
     try:
         pool.verifier.check_row(problem)
     except ValueError as error:
-        raise ValueError(f"{path}, case {number}: {error}") from None
+        raise ValueError(f"{name} case {number}: {error}") from None
 
 
 @contextlib.contextmanager
@@ -193,5 +207,3 @@ def _report(
     console.print(f"{shown}; slowest {seconds:.3f} s", highlight=False)
     if seconds > 1:
         console.print(f"slowest: {slowest}", highlight=False, markup=False)
-    if summary.get("error") and stats["last_traceback"]:
-        console.print(stats["last_traceback"].rstrip(), highlight=False, markup=False)

@@ -161,6 +161,21 @@ BAD = [
 ]
 
 
+@pytest.mark.parametrize("text", ['[\n{"prompt": "1+1=?"}\n]\n', '[{"prompt": "1+1=?"}]'])
+def test_a_json_array_is_told_from_json_lines(here, text):
+    (here / "train.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match=r"train\.jsonl line 1: looks like one JSON array"):
+        read("train.jsonl")
+
+
+def test_the_column_of_a_cut_line_lies_on_that_line(here):
+    (here / "train.jsonl").write_text('{"prompt":\n{"prompt": "1+1=?", "answer": "2"}\n')
+    with pytest.raises(
+        ConfigError, match=r"train.jsonl line 1: is not JSON \(Expecting value at column 11\)"
+    ):
+        read("train.jsonl")
+
+
 @pytest.mark.parametrize(("line", "message"), BAD)
 def test_a_malformed_jsonl_row_is_named_by_file_and_line(here, line, message):
     good = '{"prompt": "0+1=?", "answer": "1"}\n'

@@ -55,12 +55,15 @@ def test_an_undecided_case_is_null_and_exits_with_1(cases, capsys):
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{broken", "cases.jsonl:2: not JSON"),
-        ("[1]", "cases.jsonl:2: found list"),
-        ('{"answer": 1}', "cases.jsonl:2: no 'response'"),
-        ('{"response": 5, "answer": 1}', "cases.jsonl:2: response = 5"),
-        ('{"response": "a", "anwser": 1}', "cases.jsonl:2: unknown field 'anwser'"),
-        ('{"response": "a", "meta": 3}', "cases.jsonl:2: meta is int"),
+        (
+            "{broken",
+            "cases.jsonl line 2: is not JSON (Expecting property name enclosed in double quotes at column 2)",
+        ),
+        ("[1]", "cases.jsonl line 2: found list"),
+        ('{"answer": 1}', "cases.jsonl line 2: no 'response'"),
+        ('{"response": 5, "answer": 1}', "cases.jsonl line 2: response = 5"),
+        ('{"response": "a", "anwser": 1}', "cases.jsonl line 2: unknown field 'anwser'"),
+        ('{"response": "a", "meta": 3}', "cases.jsonl line 2: meta is int"),
     ],
 )
 def test_a_malformed_line_is_named_and_the_old_output_is_kept(cases, tmp_path, capsys, line, complaint):
@@ -132,3 +135,12 @@ def test_the_help_shows_an_example():
         parser = argparse.ArgumentParser(prog="verigrad")
         module.add_arguments(parser)
         assert "example:" in parser.format_help()
+
+
+def test_a_missing_file_and_a_json_array_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(verify, "exact_match", "case.jsonl") == 2
+    assert f"no file case.jsonl (looked from {tmp_path})" in capsys.readouterr().err
+    (tmp_path / "array.jsonl").write_text('[\n{"response": "a"}\n]')
+    assert call(verify, "exact_match", "array.jsonl") == 2
+    assert "array.jsonl line 1: looks like one JSON array" in capsys.readouterr().err
