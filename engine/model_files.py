@@ -33,8 +33,12 @@ def fetch(cfg: Config, *, progress: Callable[[str, float], None] | None = None) 
         raise ConfigError(
             f"policy.options are for makers, and policy.model = {reference!r} is none; remove them"
         )
-    elif Path(reference).is_dir():
-        folder = Path(reference)
+    elif Path(reference).expanduser().is_dir():
+        folder = Path(reference).expanduser()
+    elif reference.startswith((".", "/", "~")):
+        raise ConfigError(
+            f"policy.model = {reference!r}: no such folder (looked from {Path.cwd()}); correct the path"
+        )
     else:
         folder = _download(reference)
     try:
@@ -48,10 +52,17 @@ def fetch(cfg: Config, *, progress: Callable[[str, float], None] | None = None) 
 
 def _download(reference: str) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(reference))
     except Exception as error:  # the hub's client raises anything from ValueError to its own network errors
+        if isinstance(error, LocalEntryNotFoundError | ConnectionError | TimeoutError):
+            reason = type(error.__cause__ or error).__name__
+            raise ConfigError(
+                f"policy.model = {reference!r} is no local folder, and the hub cannot be reached ({reason}); "
+                "give a local folder"
+            ) from error
         raise ConfigError(
             f"policy.model = {reference!r} is no local folder, and the hub did not give it: "
             f"{type(error).__name__}: {str(error).splitlines()[0]}"
