@@ -142,7 +142,9 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         help="settings that replace the recipe's",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved recipe and its batch algebra"
+        "--dry-run",
+        action="store_true",
+        help="check the settings, print the resolved recipe and its batch algebra; reads no data or model",
     )
     parser.set_defaults(run=train)
 

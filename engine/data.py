@@ -4,6 +4,7 @@ Rows stay where they are (an mmapped JSONL file, an Arrow table) and become `Pro
 data set costs some dozens of bytes per row.
 """
 
+import difflib
 import hashlib
 import json
 import unicodedata
@@ -135,7 +136,10 @@ def to_problem(row: Mapping[str, Any], columns: Mapping[str, str]) -> Problem:
 
 def missing(column: str, row: Mapping[str, Any], remedy: str) -> str:
     """Say that a column is not there, which are, and what to do."""
-    return f"has no column {column!r}; it has {', '.join(map(str, row)) or 'none'}; {remedy}"
+    names = [str(name) for name in row]
+    close = difflib.get_close_matches(column, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"has no column {column!r}; it has {', '.join(names) or 'none'}; {hint}{remedy}"
 
 
 def check_prompt(prompt: Any) -> str | list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from verigrad.engine.config import ConfigError, DataConfig
-from verigrad.engine.data import ProblemStream, load, normalised
+from verigrad.engine.data import ProblemStream, first_problem, load, normalised
 from verigrad.verifiers.base import Problem
 
 
@@ -369,3 +369,16 @@ def test_a_loaded_data_set_and_its_problems_in_a_list_are_the_same_data(here):
     train = read("a.jsonl").train
     state = ProblemStream(train, seed=0, shuffle=True).state()
     ProblemStream(train[:], seed=0, shuffle=True).load_state(state)
+
+
+def test_a_misspelt_column_is_answered_with_the_near_one(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "1+1", "anser": "2"}\n')
+    with pytest.raises(ConfigError, match="it has prompt, anser; did you mean 'anser'\\? name it with"):
+        load(DataConfig(path=str(tmp_path / "a.jsonl"), num_eval=0), seed=0)
+
+
+def test_the_first_problem_is_looked_at_without_the_rest(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\nnot json\n')
+    assert first_problem(DataConfig(path=str(tmp_path / "a.jsonl")), seed=0).answer == "2"
+    with pytest.raises(ConfigError, match="no file"):
+        first_problem(DataConfig(path=str(tmp_path / "b.jsonl")), seed=0)
