@@ -312,8 +312,9 @@ def small_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
+    if mounted.returncode:  # only root may mount: a user's own run goes without, CI does not
+        without = pytest.fail if os.environ.get("VERIGRAD_REQUIRE_ALL") == "1" else pytest.skip
+        without(f"no small file system to fill: {mounted.stderr.decode().strip()}")
     yield disk
     subprocess.run(["umount", "-l", disk], check=True)
 

@@ -82,13 +82,11 @@ def test_verdicts_can_be_written_down(pool, problem):
         json.dumps([verdict.reward, verdict.outcome, dict(verdict.parts), verdict.reason], allow_nan=False)
 
 
-def test_its_known_case_earns_a_reward(pool, problem):
+def test_after_a_kill_it_can_be_told_whether_it_still_works(pool, problem):
     known = pool.verifier.policy.canary
-    if known is None:
-        pytest.skip(f"{pool.verifier.name} declares no canary")
-    (verdict,) = judge(pool, problem, known["response"])
-    assert verdict.reward is not None
-    assert verdict.reward > 0
+    (verdict,) = judge(pool, problem, "" if known is None else known["response"])
+    assert verdict.reward is not None  # without a known case the pool asks about an empty attempt
+    assert known is None or verdict.reward > 0
 
 
 def test_an_unknown_option_is_refused_by_name(pool):
