@@ -1,6 +1,6 @@
 """The nouns of one step, in the order they are made.
 
-    Problem -> Rollout -> VerifiedGroup -> ScoredGroup -> PackedBatch
+    Problem -> Rollout -> VerifiedGroup -> GroupRewards -> ScoredGroup -> PackedBatch -> LossInputs
 
 P: problems. G: rollouts of one problem. L: tokens of one rollout. T: tokens of one packed batch.
 S: rollouts in it. Every [T] and [L] field at column t speaks about token t, except where it says otherwise.
@@ -105,13 +105,60 @@ class PackedBatch:
     rollout_logprobs: Tensor  # [T] float32, label-aligned: under the policy that sampled
     old_logprobs: Tensor  # [T] float32, label-aligned: under the trainer at the start of the step
     ref_logprobs: Tensor | None  # [T] float32, label-aligned: under the frozen reference
-    advantages: Tensor  # [T] float32, label-aligned: the rollout's advantage repeated
+    advantages: Tensor  # [T] float32, label-aligned: the rollout's advantage repeated, or each token's own
     loss_weights: Tensor  # [T] float32, label-aligned: loss = sum(loss_weights * token_loss) over the step
+    old_entropy: Tensor | None = None  # [T] float32, label-aligned: nats, under the trainer at the step's start
+    old_collision: Tensor | None = None  # [T] float32, label-aligned: sum of squared probabilities, likewise
+    groups: Tensor | None = None  # [S] int64 which group of the step each rollout belongs to
+    correction_scale: float = 1.0  # what importance weights are multiplied by
 
     @property
     def num_rollouts(self) -> int:
         """S."""
         return self.cu_seqlens.numel() - 1
+
+
+@dataclass(frozen=True, slots=True)
+class LossInputs:
+    """What the loss sees of one micro-batch: the trainable tokens, already selected. N: how many."""
+
+    logprobs: Tensor  # [N] float, with gradient: under the policy being trained
+    old_logprobs: Tensor  # [N] float: under the policy the ratio is taken against
+    rollout_logprobs: Tensor  # [N] float: as the sampler reported them; NaN where it did not
+    ref_logprobs: Tensor | None  # [N] float: under the frozen reference
+    entropy: Tensor | None  # [N] float, with gradient: of the whole next-token distribution, in nats
+    advantages: Tensor  # [N] float
+    weights: Tensor  # [N] float: loss = sum(weights * token loss)
+    sequence: Tensor  # [N] int64: index of the token's rollout within the micro-batch
+    correction_scale: float = 1.0  # what importance weights are multiplied by
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLoss:
+    """A policy loss before correction, KL, entropy and weights."""
+
+    values: Tensor  # [N] with gradient
+    stopped_low: Tensor  # [N] bool: a lower bound took this token's gradient away
+    stopped_high: Tensor  # [N] bool: an upper bound did
+
+
+@dataclass(frozen=True, slots=True)
+class Coefs:
+    """Weights of the loss's side terms, which may adapt from step to step."""
+
+    kl: float
+    entropy: float  # as applied
+    entropy_next: float = 0.0  # where it adapts: what it has grown to, applied or not
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRewards:
+    """What an advantage may look at: the decided rollouts of one kept group. G': how many."""
+
+    rewards: Tensor  # [G'] float64, the verifier's plus shaping
+    lengths: Tensor  # [G'] float64 tokens sampled
+    parts: Mapping[str, Tensor]  # each [G'] float64: the verdict's parts by name
+    greedy: float | None = None  # reward of a greedy rollout of the same problem
 
 
 @dataclass(frozen=True, slots=True)

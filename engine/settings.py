@@ -155,34 +155,99 @@ class VerifierConfig(Section):
 
 
 class AlgorithmConfig(Section):
-    """engine/algorithms.py, engine/loss.py, engine/advantage.py. Empty settings take the algorithm's row."""
+    """engine/algorithms.py and the files it joins. Empty settings take the row's, see engine/catalogue.py."""
 
     name: str = "dapo"
-    """A row of the table: see ALGORITHMS below and docs/algorithms.md."""
-    clip_low: float | None = Field(default=None, ge=0, le=1)
-    """The ratio is clamped to at least 1 - clip_low."""
-    clip_high: float | None = Field(default=None, ge=0)
-    """The ratio is clamped to at most 1 + clip_high."""
+    """A row of the table: `verigrad algorithms` lists them, docs/algorithms/ explains them."""
+    advantage: str = ""
+    """Another advantage than the row's."""
+    loss: str = ""
+    """Another loss than the row's."""
+    aggregation: str = ""
+    """Another aggregation than the row's."""
     std_eps: float | None = Field(default=None, gt=0)
-    """Added to the standard deviation where the algorithm divides by it."""
+    """Added to the standard deviation where the advantage divides by one."""
+    gamma: float | None = Field(default=None, gt=0, le=1)
+    """Discount per sampled token, from the reward at the end back to each token."""
+    pass_k: int | None = Field(default=None, ge=1)
+    """k of pass@k training; at most rollout.group_size."""
+    length_weight: float | None = Field(default=None, ge=0)
+    """length_shaped: share of the group's mean reward that the longest rollout of a group loses."""
+    part_weights: dict[str, float] = {}
+    """gdpo: weight of each part of the reward by name; empty weighs all parts 1."""
+    clip_low: float | None = Field(default=None, ge=0)
+    """Lower bound: of the ratio, 1 - clip_low; some losses bound another quantity, see their page."""
+    clip_high: float | None = Field(default=None, ge=0)
+    """Upper bound: of the ratio, 1 + clip_high; some losses bound another quantity, see their page."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """dual_clip: most that a negative advantage is multiplied by."""
+    ratio_cap: float | None = Field(default=None, gt=0)
+    """Largest ratio itself (cispo, two_sided, dppo_tv, dppo_kl); never 1 + something."""
+    ratio_floor: float | None = Field(default=None, ge=0)
+    """cispo: smallest ratio itself."""
+    tau_pos: float | None = Field(default=None, gt=0)
+    """sapo: steepness of the gate where the advantage is positive."""
+    tau_neg: float | None = Field(default=None, gt=0)
+    """sapo: steepness of the gate where it is not."""
+    vespo_k_pos: float | None = Field(default=None, ge=0)
+    """vespo: exponent of the ratio where the advantage is not negative."""
+    vespo_lam_pos: float | None = Field(default=None, ge=0)
+    """vespo: decay with the ratio where the advantage is not negative."""
+    vespo_k_neg: float | None = Field(default=None, ge=0)
+    """vespo: exponent of the ratio where the advantage is negative."""
+    vespo_lam_neg: float | None = Field(default=None, ge=0)
+    """vespo: decay with the ratio where the advantage is negative."""
+    pull: float | None = Field(default=None, ge=0)
+    """prime, dro: weight of the squared log-ratio that pulls back to the policy the ratio is taken against."""
     overlong_filter: bool = False
     """Leave truncated rollouts out of the loss (their reward still counts in the baseline)."""
     overlong_buffer_tokens: int = Field(default=0, ge=0)
     """DAPO's soft overlong punishment over the last tokens before max_tokens; 0 is off."""
-    correction: Literal["icepop", "tis", "none"] = "icepop"
-    """Token importance weight trainer/sampler: masked outside [low, high], truncated at high, or none."""
-    correction_low: float = Field(default=0.5, ge=0)
-    """Lower bound of icepop."""
+    off_policy_delta: float | None = Field(default=None, ge=0)
+    """Off-policy sequence mask: a rollout of negative advantage whose mean log(old / policy) is larger gives
+    no loss; empty is off."""
+    top_entropy_frac: float | None = Field(default=None, gt=0, le=1)
+    """Train only this share of the step's tokens, those of highest entropy; empty trains all."""
+    correction: Literal["icepop", "tis", "sequence_tis", "sequence_mask", "geometric_mask", "none"] = "icepop"
+    """Importance weight trainer / sampler of each token, or of the whole rollout: truncated, masked, or none."""
+    correction_low: float | None = Field(default=None, ge=0)
+    """Lower bound; empty is 0.5 for icepop and 0.999 for geometric_mask."""
     correction_high: float | None = Field(default=None, gt=0)
-    """Upper bound; empty is 5 for icepop and 2 for tis."""
+    """Upper bound; empty is 5 for icepop, 2 for tis and sequence_tis, 3 for sequence_mask, 1.002 for
+    geometric_mask."""
+    correction_norm: bool = False
+    """Divide the importance weights by their mean over the step's tokens."""
+    reject: Literal["none", "token", "sequence_sum", "sequence_mean", "sequence_max"] = "none"
+    """Leave tokens or whole rollouts out, loss and denominator, when trainer and sampler disagree on them."""
+    reject_measure: Literal["k1", "k2", "k3"] = "k1"
+    """What the disagreement is measured by: k1 keeps the ratio trainer / sampler within [reject_low,
+    reject_high]; k2 and k3 keep that KL estimate at most reject_high."""
+    reject_low: float | None = Field(default=None, ge=0)
+    """Lower bound of k1's ratio; empty is 0.5."""
+    reject_high: float | None = Field(default=None, gt=0)
+    """Upper bound; empty is 2 for k1 and 0.1 for k2 and k3."""
     old_logprobs: Literal["trainer", "rollout"] = "trainer"
     """The policy the ratio is taken against: the trainer at the step's start, or the sampler's (bypass)."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL term against the frozen starting model; 0 keeps no reference."""
-    kl_estimator: Literal["k3_ratio", "k2"] = "k3_ratio"
-    """KL term in the loss; both have the gradient of KL(policy || reference)."""
+    kl_place: Literal["loss", "reward"] = "loss"
+    """Where the KL term enters: the loss, with its gradient; or each token's reward, where it has none."""
+    kl_estimator: Literal["k1", "k2", "k3", "k3_plus", "k3_ratio", "abs"] | None = None
+    """Estimator of the KL; empty is k3_ratio in the loss and k1 in the reward."""
+    kl_target: float | None = Field(default=None, gt=0)
+    """Adapt kl_coef so that the KL per token stays near this; empty keeps it fixed."""
+    kl_horizon: float | None = Field(default=None, gt=0)
+    """Rollouts over which kl_coef adapts; empty is 10000."""
+    ref_sync_every: int = Field(default=0, ge=0)
+    """Steps between moves of the reference towards the policy (TR-DPO); 0 keeps it frozen."""
+    ref_sync_mix: float | None = Field(default=None, gt=0, le=1)
+    """Share of the policy in the reference after a move; empty is 0.6."""
     entropy_coef: float = Field(default=0.0, ge=0)
-    """Weight of the entropy bonus."""
+    """Weight of the entropy bonus; where it adapts, the weight it starts from."""
+    entropy_target: float | None = Field(default=None, gt=0)
+    """Adapt entropy_coef so that the entropy stays near this, in nats; empty keeps it fixed."""
+    entropy_delta: float | None = Field(default=None, gt=0)
+    """Move of entropy_coef per step where it adapts; empty is 0.005."""
 
 
 class PolicyConfig(Section):
@@ -270,26 +335,6 @@ class Config(Section):
     sync: SyncConfig = SyncConfig()
     eval: EvalConfig = EvalConfig()
 
-
-class Defaults(BaseModel):
-    """What an algorithm's row chooses where the recipe is silent."""
-
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    std_eps: float | None = None
-    """None where the algorithm does not divide by a standard deviation."""
-    dynamic_sampling: bool = False
-    group_baseline: bool = True
-
-
-ALGORITHMS: Mapping[str, Defaults] = {
-    "grpo": Defaults(std_eps=1e-6),
-    "dr_grpo": Defaults(),
-    "dapo": Defaults(clip_high=0.28, std_eps=1e-6, dynamic_sampling=True),
-    "rloo": Defaults(),
-    "ppo": Defaults(std_eps=1e-6, group_baseline=False),
-}
-"""Rows of the table of algorithms; engine/algorithms.py holds each row's functions."""
 
 SYNC_LIMITS = {
     "float32": {"max_canary_gap": 1e-3, "max_mismatch_kl": 1e-3},
