@@ -33,6 +33,11 @@ def seq_mean_token_sum(num_tokens: Sequence[int]) -> list[float]:
     return [1.0 / num_rollouts if n else 0.0 for n in num_tokens]
 
 
+def token_sum(num_tokens: Sequence[int]) -> list[float]:
+    """The sum over all tokens: the learning rate then follows how much was sampled."""
+    return [1.0 if n else 0.0 for n in num_tokens]
+
+
 def constant(length: int) -> AggregateFn:
     """The sum over tokens divided by rollouts times a fixed length (Dr. GRPO, arXiv 2503.20783).
 

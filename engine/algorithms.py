@@ -1,93 +1,158 @@
 """The table of algorithms: a recipe to the plain functions of one row.
 
-A row says which advantage and which aggregation; the numbers it starts from stand in config.ALGORITHMS,
-and whatever the recipe sets wins. docs/algorithms.md explains each row against its paper.
+catalogue.py says which advantage, loss and aggregation a row is made of, and their numbers; here those names
+become functions. Whatever the recipe sets wins. docs/algorithms/ explains each against its paper.
 """
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
-from verigrad.engine.advantage import (
-    AdvantageFn,
-    batch_norm,
-    group_mean,
-    group_norm,
-    leave_one_out,
-    per_group,
-    soft_overlong,
-    unshaped,
-)
+from verigrad.engine import sequence_losses, token_losses
+from verigrad.engine.advantage import ADVANTAGES, AdvantageFn, soft_overlong, unshaped
 from verigrad.engine.aggregation import (
     AggregateFn,
     constant,
     seq_mean_token_mean,
     seq_mean_token_sum,
     token_mean,
+    token_sum,
 )
-from verigrad.engine.config import ALGORITHMS, AlgorithmConfig, Config, ConfigError, Defaults
+from verigrad.engine.catalogue import ADVANTAGES as ADVANTAGE_PARTS
+from verigrad.engine.catalogue import AGGREGATIONS, ROWS
+from verigrad.engine.catalogue import LOSSES as LOSS_PARTS
+from verigrad.engine.config import AlgorithmConfig, Config
+from verigrad.engine.divergence import adapt_entropy, adapt_kl
 from verigrad.engine.dynamic_sampling import KeepFn, has_signal, keep_all
 from verigrad.engine.loss import LossFn, policy_loss
-from verigrad.engine.schema import Rollout
+from verigrad.engine.schema import Coefs, LossInputs, Metrics, PackedBatch, Rollout, TokenLoss
+from verigrad.engine.token_advantage import place
+from verigrad.engine.token_selection import Selection
 
-T = TypeVar("T")
+LOSSES: Mapping[str, Callable[..., TokenLoss]] = {**token_losses.LOSSES, **sequence_losses.LOSSES}
+
+AGGREGATES: Mapping[str, Callable[[int], AggregateFn]] = {
+    "token_mean": lambda max_tokens: token_mean,
+    "seq_mean_token_mean": lambda max_tokens: seq_mean_token_mean,
+    "seq_mean_token_sum": lambda max_tokens: seq_mean_token_sum,
+    "constant": constant,
+    "token_sum": lambda max_tokens: token_sum,
+}
+"""Name -> of the longest completion allowed, the function."""
+
+assert ADVANTAGES.keys() == ADVANTAGE_PARTS.keys(), "catalogue.py and advantage.py name the same"
+assert LOSSES.keys() == LOSS_PARTS.keys(), "catalogue.py and the losses' files name the same"
+assert AGGREGATES.keys() == AGGREGATIONS.keys(), "catalogue.py and aggregation.py name the same"
 
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
-    """What one step does between verdicts and loss."""
+    """What one step does between verdicts and optimizer step."""
 
-    advantage: AdvantageFn  # rewards of every kept group -> advantages
-    keep: KeepFn  # whether a verified group is trained on
-    aggregate: AggregateFn  # trainable tokens of each rollout of an optimizer step -> weight of its tokens
-    loss: LossFn  # micro-batch -> scalar and sums
     shape: Callable[[Rollout], float]  # what is added to the verifier's reward
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table; each function is finished with the recipe's numbers."""
-
-    advantage: Callable[[float], AdvantageFn]  # of std_eps
-    aggregate: Callable[[int], AggregateFn]  # of the longest completion
+    keep: KeepFn  # whether a verified group is trained on
+    advantage: AdvantageFn  # rewards of every kept group -> advantages
+    greedy: bool  # the advantage needs one greedy rollout of each problem
+    place: Callable[[Sequence[PackedBatch], Coefs], list[PackedBatch]] | None  # advantages of tokens
+    select: Selection  # tokens left out, and the scale of importance weights
+    needs: frozenset[str]  # of the trainer's before the first optimizer step: "old", "entropy", "collision"
+    aggregate: AggregateFn  # trainable tokens of each rollout of an optimizer step -> weight of its tokens
+    loss: LossFn  # micro-batch and coefficients -> scalar and sums
+    coefs: Coefs  # to start with
+    adapt: Callable[[Coefs, Metrics, int], Coefs]  # after a step of so many rollouts
 
 
 def build(cfg: Config) -> Algorithm:
-    """The functions of `cfg.algorithm.name`, with the recipe's own numbers where it gives any."""
-    name = cfg.algorithm.name
-    if name not in TABLE:
-        close = difflib.get_close_matches(name, TABLE, n=1)
-        raise ConfigError(
-            f"algorithm.name = {name!r} is not an algorithm; "
-            + (f"did you mean {close[0]!r}? " if close else "")
-            + f"There are: {', '.join(TABLE)}"
-        )
-    row, defaults = TABLE[name], ALGORITHMS[name]
-    std_eps = _chosen(cfg.algorithm.std_eps, defaults.std_eps or 0.0)
-    filtered = _chosen(cfg.dynamic_sampling.enabled, defaults.dynamic_sampling)
+    """The functions of a recipe that `config.load` has resolved."""
+    a = cfg.algorithm
+    part = ADVANTAGE_PARTS[a.advantage]
+    options: dict[str, Any] = {name: getattr(a, name) for name in part.settings if name != "gamma"}
+    if part.parts:
+        options["part_weights"] = a.part_weights
+    if "gamma" in part.settings:
+        options["gamma"] = a.gamma
+    aggregate = AGGREGATES[a.aggregation](cfg.rollout.max_tokens)
     return Algorithm(
-        advantage=row.advantage(std_eps),
-        keep=has_signal if filtered else keep_all,
-        aggregate=row.aggregate(cfg.rollout.max_tokens),
-        loss=_loss(cfg.algorithm, defaults),
         shape=_shape(cfg),
+        keep=has_signal if cfg.dynamic_sampling.enabled else keep_all,
+        advantage=partial(ADVANTAGES[a.advantage], **options),
+        greedy=part.greedy,
+        place=_place(a),
+        select=Selection(a, aggregate),
+        needs=_needs(a),
+        aggregate=aggregate,
+        loss=_loss(a),
+        coefs=Coefs(
+            kl=a.kl_coef, entropy=0.0 if a.entropy_target else a.entropy_coef, entropy_next=a.entropy_coef
+        ),
+        adapt=partial(_adapt, a),
     )
 
 
-def _loss(algorithm: AlgorithmConfig, defaults: Defaults) -> LossFn:
+def _loss(a: AlgorithmConfig) -> LossFn:
+    options = {name: getattr(a, name) for name in LOSS_PARTS[a.loss].settings}
+    token_loss: Callable[[LossInputs], TokenLoss] = partial(LOSSES[a.loss], **options)
     return partial(
         policy_loss,
-        clip_low=_chosen(algorithm.clip_low, defaults.clip_low),
-        clip_high=_chosen(algorithm.clip_high, defaults.clip_high),
-        correction=algorithm.correction,
-        correction_low=algorithm.correction_low,
-        correction_high=_chosen(algorithm.correction_high, CORRECTION_HIGH[algorithm.correction]),
-        kl_coef=algorithm.kl_coef,
-        kl_estimator=algorithm.kl_estimator,
-        entropy_coef=algorithm.entropy_coef,
+        token_loss=token_loss,
+        correction=a.correction,
+        correction_low=a.correction_low,
+        correction_high=a.correction_high,
+        off_policy_delta=a.off_policy_delta,
+        kl_estimator=a.kl_estimator if a.kl_coef and a.kl_place == "loss" else None,
     )
+
+
+def _place(a: AlgorithmConfig) -> Callable[[Sequence[PackedBatch], Coefs], list[PackedBatch]] | None:
+    part = ADVANTAGE_PARTS[a.advantage]
+    kl_in_reward = a.kl_coef > 0 and a.kl_place == "reward"
+    gamma = 1.0 if a.gamma is None else a.gamma
+    if not part.per_token and not kl_in_reward and gamma == 1.0:
+        return None
+
+    def placed(batches: Sequence[PackedBatch], coefs: Coefs) -> list[PackedBatch]:
+        return place(
+            batches,
+            per_token=part.per_token,
+            gamma=gamma,
+            kl_coef=coefs.kl if kl_in_reward else 0.0,
+            kl_estimator=a.kl_estimator or "k1",
+        )
+
+    return placed
+
+
+def _needs(a: AlgorithmConfig) -> frozenset[str]:
+    part = ADVANTAGE_PARTS[a.advantage]
+    kl_in_reward = a.kl_coef > 0 and a.kl_place == "reward"
+    wanted = {
+        "old": kl_in_reward
+        or part.per_token == "optimal_baseline"
+        or a.reject != "none"
+        or a.correction_norm,
+        "entropy": a.top_entropy_frac is not None,
+        "collision": part.per_token == "optimal_baseline",
+    }
+    return frozenset(name for name, needed in wanted.items() if needed)
+
+
+def _adapt(a: AlgorithmConfig, coefs: Coefs, metrics: Metrics, num_rollouts: int) -> Coefs:
+    """The coefficients of the next step."""
+    if a.entropy_target is not None and a.entropy_delta is not None:
+        coefs = adapt_entropy(
+            coefs, entropy=metrics["entropy"], target=a.entropy_target, delta=a.entropy_delta
+        )
+    if a.kl_target is not None and a.kl_horizon is not None:
+        kl = adapt_kl(
+            coefs.kl,
+            kl=metrics["kl_ref"],
+            target=a.kl_target,
+            horizon=a.kl_horizon,
+            num_rollouts=num_rollouts,
+        )
+        coefs = Coefs(kl, coefs.entropy, coefs.entropy_next)
+    return coefs
 
 
 def _shape(cfg: Config) -> Callable[[Rollout], float]:
@@ -103,18 +168,4 @@ def _shape(cfg: Config) -> Callable[[Rollout], float]:
     return shape
 
 
-def _chosen(setting: T | None, default: T) -> T:
-    return default if setting is None else setting
-
-
-CORRECTION_HIGH: Mapping[str, float] = {"icepop": 5.0, "tis": 2.0, "none": 1.0}
-
-TABLE: Mapping[str, Row] = {
-    "grpo": Row(
-        lambda std_eps: per_group(partial(group_norm, std_eps=std_eps)), lambda _: seq_mean_token_mean
-    ),
-    "dr_grpo": Row(lambda _: per_group(group_mean), constant),
-    "dapo": Row(lambda std_eps: per_group(partial(group_norm, std_eps=std_eps)), lambda _: token_mean),
-    "rloo": Row(lambda _: per_group(leave_one_out), lambda _: seq_mean_token_sum),
-    "ppo": Row(lambda std_eps: partial(batch_norm, std_eps=std_eps), lambda _: token_mean),
-}
+assert all(row.advantage in ADVANTAGES and row.loss in LOSSES for row in ROWS.values()), "rows name parts"

@@ -1,5 +1,6 @@
 """A recipe to the parts of a run, built, joined, taken up from a checkpoint, and proved to agree."""
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from verigrad.engine.prompts import Prompter
 from verigrad.engine.rollout import Sampler
 from verigrad.engine.rollout_backends import build_engine
 from verigrad.engine.run import Run
+from verigrad.engine.schema import Coefs
 from verigrad.engine.scoring import Scorer, open_scorers
 from verigrad.engine.screen import Screen
 from verigrad.engine.sync import WeightSync
@@ -37,6 +39,7 @@ class Loop:
     problems: ProblemStream | Curriculum
     evals: Mapping[str, list[Problem]]
     algorithm: Algorithm
+    coefs: Coefs  # weights of the loss's side terms now
     policy_version: int = 0  # rollout batches trained on
     keep_rate: KeepRate = field(default_factory=KeepRate)
     nonfinite_in_row: int = 0
@@ -58,6 +61,7 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
         folder = model.folder if run.resume_from is None else str(run.resume_from[1])
         with open_sampler(cfg, folder, model, prompter, run) as sampler:
             with run.timed("start"):
+                algorithm = algorithms.build(cfg)
                 policy = Policy(cfg, folder, tokenizer=model.tokenizer, start_folder=model.folder)
                 loop = Loop(
                     policy=policy,
@@ -67,7 +71,8 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
                     judge=judge,
                     problems=problem_stream(dataset.train, cfg),
                     evals=dataset.evals,
-                    algorithm=algorithms.build(cfg),
+                    algorithm=algorithm,
+                    coefs=algorithm.coefs,
                 )
                 if run.resume_from is not None:
                     restore(loop, run.load_state())
@@ -101,6 +106,7 @@ def state_of(loop: Loop) -> dict[str, Any]:
         "policy_version": loop.policy_version,
         "keep_rate": float(loop.keep_rate),
         "nonfinite_in_row": loop.nonfinite_in_row,
+        "coefs": dataclasses.astuple(loop.coefs),
         "torch_rng": torch.get_rng_state(),
     }
 
@@ -112,4 +118,5 @@ def restore(loop: Loop, state: dict[str, Any]) -> None:
     loop.policy_version = state["policy_version"]
     loop.keep_rate = KeepRate(state["keep_rate"])
     loop.nonfinite_in_row = state["nonfinite_in_row"]
+    loop.coefs = Coefs(*state["coefs"])
     torch.set_rng_state(state["torch_rng"])

@@ -1,7 +1,7 @@
 """What an algorithm can be made of, by name, with the numbers each part starts from; imports no torch.
 
-A row of ROWS names an advantage, a loss and an aggregation. The functions of these names are joined to them in
-algorithms.py, which refuses to start when a part's settings and its function's keywords are not the same.
+A row of ROWS names an advantage, a loss and an aggregation. algorithms.py joins the functions of these names to
+them; a part's settings are its function's keywords.
 docs/algorithms/ has a page for each.
 """
 
@@ -78,7 +78,9 @@ ADVANTAGES: Mapping[str, AdvantagePart] = {
         per_token="whiten",
     ),
     "reinforce_pp_baseline": AdvantagePart(
-        "reward minus its group's mean, whitened over all tokens of the step", "2501.03262", per_token="whiten"
+        "reward minus its group's mean, whitened over all tokens of the step",
+        "2501.03262",
+        per_token="whiten",
     ),
     "remax": AdvantagePart(
         "reward minus that of a greedy rollout", "2310.10505", group_baseline=False, greedy=True
@@ -204,7 +206,7 @@ ROWS: Mapping[str, Row] = {
         "group_norm",
         "clip",
         TOKEN,
-        "GRPO with clip-higher, token mean and dynamic sampling",
+        "GRPO with clip-higher and token mean",
         "2503.14476",
         dynamic_sampling=True,
         settings={"clip_high": 0.28},
@@ -214,7 +216,9 @@ ROWS: Mapping[str, Row] = {
     "rloo_sequence": Row(
         "leave_one_out", "sequence_clip", SEQ, "RLOO clipped by whole rollouts", "2402.14740; TRL"
     ),
-    "ppo": Row("batch_norm", "clip", TOKEN, "PPO's loss on batch-normalised rewards, no critic", "1707.06347"),
+    "ppo": Row(
+        "batch_norm", "clip", TOKEN, "PPO's loss on batch-normalised rewards, no critic", "1707.06347"
+    ),
     "ppo_dual_clip": Row("batch_norm", "dual_clip", TOKEN, "ppo with the dual clip", "1912.09729"),
     "intellect_2": Row("group_norm", "two_sided", TOKEN, "GRPO clipped on both sides", "2505.07291"),
     "reinforce": Row("raw", "reinforce", SUM, "the policy gradient as derived", "Williams 1992"),
@@ -241,7 +245,9 @@ ROWS: Mapping[str, Row] = {
     "dppo": Row("group_norm", "dppo_tv", TOKEN, "Divergence PPO, total variation", "2602.04879"),
     "dppo_kl": Row("group_norm", "dppo_kl", TOKEN, "Divergence PPO, Bernoulli KL", "2602.04879"),
     "prime": Row("group_mean", "prime", TOKEN, "prime-rl's default", "prime-rl"),
-    "vespo": Row("group_norm", "vespo", TOKEN, "Variational Sequence-level Soft Policy Optimization", "2602.10693"),
+    "vespo": Row(
+        "group_norm", "vespo", TOKEN, "Variational Sequence-level Soft Policy Optimization", "2602.10693"
+    ),
     "dro": Row("group_mean", "dro", TOKEN, "Direct Reward Optimization with a group baseline", "2405.19107"),
 }
 """Rows of the table of algorithms."""

@@ -10,27 +10,25 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from verigrad.engine import algorithm_settings
+from verigrad.engine.catalogue import ROWS
 from verigrad.engine.config_checks import contradictions
 from verigrad.engine.settings import (
-    ALGORITHMS,
     SYNC_LIMITS,
     AlgorithmConfig,
     Config,
     ConfigError,
     DataConfig,
-    Defaults,
     OptimConfig,
     PromptsConfig,
     Section,
 )
 
 __all__ = [
-    "ALGORITHMS",
     "AlgorithmConfig",
     "Config",
     "ConfigError",
     "DataConfig",
-    "Defaults",
     "OptimConfig",
     "PromptsConfig",
     "batch_algebra",
@@ -118,21 +116,10 @@ def _wants_text(names: Sequence[str]) -> bool:
 
 def resolve(config: Config) -> Config:
     """Fill the settings left to the algorithm or the number type, so that a run's record is explicit."""
-    row = ALGORITHMS[config.algorithm.name]
-    bounds = {"icepop": 5.0, "tis": 2.0, "none": None}
-    filled = {
-        "clip_low": row.clip_low,
-        "clip_high": row.clip_high,
-        "std_eps": row.std_eps,
-        "correction_high": bounds[config.algorithm.correction],
-    }
-    algorithm: dict[str, Any] = {k: v for k, v in filled.items() if getattr(config.algorithm, k) is None}
-    if config.algorithm.old_logprobs == "rollout":
-        algorithm |= {"correction": "none", "correction_high": None}
     limits = SYNC_LIMITS[config.policy.dtype]
-    updates: dict[str, Section] = {"algorithm": config.algorithm.model_copy(update=algorithm)}
+    updates: dict[str, Section] = {"algorithm": algorithm_settings.resolve(config.algorithm)}
     if config.dynamic_sampling.enabled is None:
-        enabled = {"enabled": row.dynamic_sampling}
+        enabled = {"enabled": ROWS[config.algorithm.name].dynamic_sampling}
         updates["dynamic_sampling"] = config.dynamic_sampling.model_copy(update=enabled)
     missing = {name: limit for name, limit in limits.items() if getattr(config.sync, name) is None}
     updates["sync"] = config.sync.model_copy(update=missing)

@@ -1,27 +1,25 @@
 """A recipe's contradictions: what cannot be, and settings that would silently have no effect."""
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
-from verigrad.engine.settings import ALGORITHMS, AlgorithmConfig, Config, Section
+from verigrad.engine import algorithm_settings
+from verigrad.engine.catalogue import ADVANTAGES, ROWS
+from verigrad.engine.settings import Config, Section
 
 DATA_FILES = (".jsonl", ".parquet", ".csv")
 
 
 def contradictions(c: Config) -> Iterator[str]:
     """One sentence each: what was found, what was expected, what to do."""
-    if c.algorithm.name not in ALGORITHMS:
-        close = difflib.get_close_matches(c.algorithm.name, ALGORITHMS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(ALGORITHMS)}"
-        yield f"algorithm.name = {c.algorithm.name!r} is not known; {hint}"
+    if wrong := list(algorithm_settings.unknown(c.algorithm)):
+        yield from wrong
         return
     yield from _missing(c)
     yield from _group_contradictions(c)
     yield from _size_contradictions(c)
-    yield from _algorithm_contradictions(c.algorithm)
+    yield from algorithm_settings.contradictions(c)
     yield from _eval_contradictions(c)
-    yield from _algorithm_without_effect(c)
     yield from _sampling_without_effect(c)
     yield from _files_without_effect(c)
 
@@ -39,13 +37,8 @@ def _missing(c: Config) -> Iterator[str]:
 
 
 def _group_contradictions(c: Config) -> Iterator[str]:
-    row, rollout = ALGORITHMS[c.algorithm.name], c.rollout
-    if rollout.group_size < 2 and row.group_baseline:
-        yield (
-            f"rollout.group_size = {rollout.group_size}: {c.algorithm.name} compares the rollouts of a group "
-            "and needs at least 2; set rollout.group_size >= 2, or algorithm.name = 'ppo'"
-        )
-    elif rollout.group_size < 2 and _dynamic(c):
+    rollout, baseline = c.rollout, ADVANTAGES[algorithm_settings.row_of(c.algorithm)[0]].group_baseline
+    if rollout.group_size < 2 and not baseline and _dynamic(c):
         yield (
             "dynamic_sampling.enabled = true with rollout.group_size = 1: a single reward never varies; "
             "set dynamic_sampling.enabled = false"
@@ -85,27 +78,6 @@ def _size_contradictions(c: Config) -> Iterator[str]:
         )
 
 
-def _algorithm_contradictions(a: AlgorithmConfig) -> Iterator[str]:
-    high = {"icepop": 5.0, "tis": 2.0, "none": 1.0}[a.correction]
-    high = high if a.correction_high is None else a.correction_high
-    bypass = a.old_logprobs == "rollout"
-    if not bypass and a.correction == "icepop" and not a.correction_low < 1 < high:
-        yield (
-            f"algorithm.correction_low = {a.correction_low} and correction_high = {high} must lie on both "
-            "sides of 1, or every token of an exact sampler is dropped; set them so"
-        )
-    if not bypass and a.correction == "tis" and high < 1:
-        yield (
-            f"algorithm.correction_high = {high} would shrink every token's weight, also an exact sampler's; "
-            "set it to at least 1"
-        )
-    if a.overlong_filter and a.overlong_buffer_tokens:
-        yield (
-            "algorithm.overlong_filter leaves out the rollouts that algorithm.overlong_buffer_tokens "
-            "punishes most; choose one"
-        )
-
-
 def _eval_contradictions(c: Config) -> Iterator[str]:
     if bad := [k for k in c.eval.pass_k if not 1 <= k <= c.eval.num_samples]:
         yield (
@@ -121,34 +93,6 @@ def _eval_contradictions(c: Config) -> Iterator[str]:
         yield f"eval.{unused[0]} has no effect with eval.every = 0; remove it or set eval.every > 0"
 
 
-def _algorithm_without_effect(c: Config) -> Iterator[str]:
-    row, a, was_set = ALGORITHMS[c.algorithm.name], c.algorithm, _chosen(c.algorithm)
-    if row.std_eps is None and "std_eps" in was_set:
-        yield f"algorithm.std_eps has no effect: {a.name} does not divide by a standard deviation; remove it"
-    bypass = a.old_logprobs == "rollout"
-    asked = was_set & {"correction_low", "correction_high"} | (a.model_fields_set & {"correction"})
-    if bypass and a.correction != "none" and asked:
-        yield (
-            "algorithm.correction has no effect with algorithm.old_logprobs = 'rollout': the ratio is "
-            "already taken against the sampler; remove one of the two"
-        )
-    if a.correction != "icepop" and "correction_low" in was_set:
-        yield f"algorithm.correction_low has no effect with correction = {a.correction!r}; remove it"
-    if a.correction == "none" and "correction_high" in was_set:
-        yield "algorithm.correction_high has no effect with correction = 'none'; remove it"
-    if not bypass and c.train.num_minibatches == 1:
-        for name in ("clip_low", "clip_high"):
-            if getattr(a, name) not in (None, getattr(row, name)):
-                yield (
-                    f"algorithm.{name} has no effect with train.num_minibatches = 1: with one optimizer step "
-                    "per batch every ratio is exactly 1; remove it or raise train.num_minibatches"
-                )
-    if a.kl_coef == 0 and "kl_estimator" in was_set:
-        yield "algorithm.kl_estimator has no effect with kl_coef = 0; remove it or set kl_coef > 0"
-    if not _dynamic(c) and "oversample" in _chosen(c.dynamic_sampling):
-        yield "dynamic_sampling.oversample has no effect with dynamic_sampling.enabled = false; remove it"
-
-
 def _sampling_without_effect(c: Config) -> Iterator[str]:
     on_gpu = {"gpu_memory_frac", "sleep", "enforce_eager"}
     ignored = {
@@ -161,6 +105,8 @@ def _sampling_without_effect(c: Config) -> Iterator[str]:
     for why, names in ignored.items():
         for name in sorted(names & _chosen(c.rollout)):
             yield f"rollout.{name} has no effect with {why}; remove it"
+    if not _dynamic(c) and "oversample" in _chosen(c.dynamic_sampling):
+        yield "dynamic_sampling.oversample has no effect with dynamic_sampling.enabled = false; remove it"
     if c.prompts.system and c.prompts.chat == "never":
         yield "prompts.system has no effect with prompts.chat = 'never'; remove it"
 
@@ -189,7 +135,7 @@ def _has_splits(path: str) -> bool:
 
 def _dynamic(c: Config) -> bool:
     chosen = c.dynamic_sampling.enabled
-    return ALGORITHMS[c.algorithm.name].dynamic_sampling if chosen is None else chosen
+    return ROWS[c.algorithm.name].dynamic_sampling if chosen is None else chosen
 
 
 def _chosen(section: Section) -> set[str]:

@@ -14,24 +14,34 @@ class _Row:
     rollout: Rollout
     advantage: float
     weight: float  # of each of its trained tokens in the step's loss
+    group: int = 0  # of the groups packed together
 
 
 def pack(
-    groups: Sequence[ScoredGroup], aggregate: AggregateFn, *, max_tokens: int, overlong_filter: bool = False
+    groups: Sequence[ScoredGroup],
+    aggregate: AggregateFn,
+    *,
+    max_tokens: int,
+    overlong_filter: bool = False,
+    first_group: int = 0,
 ) -> list[PackedBatch]:
     """All that one optimizer step trains on, as batches of at most `max_tokens` tokens.
 
     Left out: rollouts with an undecided verdict and, with `overlong_filter`, truncated ones. Token weights
-    are fixed here, over the whole step, so the loss does not depend on how the rollouts were packed.
+    are fixed here, over the whole step, so the loss does not depend on how the rollouts were packed. Groups
+    are numbered from `first_group`.
     """
     members = [
-        (rollout, advantage)
-        for group in groups
+        (rollout, advantage, index)
+        for index, group in enumerate(groups)
         for rollout, verdict, advantage in zip(group.rollouts, group.verdicts, group.advantages, strict=True)
         if verdict.decided and not (overlong_filter and rollout.truncated) and any(rollout.loss_mask[1:])
     ]
-    weights = aggregate([sum(rollout.loss_mask[1:]) for rollout, _ in members])
-    rows = [_Row(*member, weight) for member, weight in zip(members, weights, strict=True)]
+    weights = aggregate([sum(rollout.loss_mask[1:]) for rollout, _, _ in members])
+    rows = [
+        _Row(rollout, advantage, weight, first_group + index)
+        for (rollout, advantage, index), weight in zip(members, weights, strict=True)
+    ]
     return [_lay_out(rows) for rows in _first_fit(rows, max_tokens)]
 
 
@@ -98,4 +108,5 @@ def _lay_out(rows: Sequence[_Row]) -> PackedBatch:
         ref_logprobs=None,
         advantages=torch.tensor(advantages, dtype=torch.float32),
         loss_weights=torch.tensor(weights, dtype=torch.float32),
+        groups=torch.tensor([row.group for row in rows]),
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from verigrad.engine.config import Config, ConfigError
-from verigrad.engine.loss import LossFn, LossInputs, LossSums, merge, mismatch_sums
+from verigrad.engine.loss import LossFn, LossSums, merge, mismatch_sums
 from verigrad.engine.optim import build_optimizer, learning_rate
 from verigrad.engine.packed_attention import NAME as PACKED
 from verigrad.engine.packed_attention import runs_of
-from verigrad.engine.schema import Metrics, PackedBatch
-from verigrad.kernels.linear_logprob import linear_logprob
+from verigrad.engine.schema import Coefs, LossInputs, Metrics, PackedBatch
+from verigrad.kernels.linear_logprob import linear_collision, linear_logprob
 
 UNSUPPORTED_HEADS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
@@ -66,21 +66,39 @@ class Policy:
         for name, weight in self.model.named_parameters():
             yield name, weight.detach()
 
-    @torch.no_grad()
     def logprobs(self, batch: PackedBatch, *, temperature: float, reference: bool = False) -> Tensor:
         """Log-probability of each label [T] float32 on the CPU; 0 where loss_mask is False."""
         model = self.reference if reference else self.model
         assert model is not None
-        chosen, _ = self._forward(model, batch, temperature=temperature)
-        out = torch.zeros(batch.loss_mask.shape, dtype=torch.float32)
-        out[batch.loss_mask] = chosen.float().cpu()
-        return out
+        return self._look(model, batch, temperature=temperature)["old"]
 
-    def frozen(self, batches: Sequence[PackedBatch], *, with_old: bool) -> list[PackedBatch]:
+    @torch.no_grad()
+    def _look(
+        self, model: Any, batch: PackedBatch, *, temperature: float, needs: Collection[str] = ()
+    ) -> dict[str, Tensor]:
+        """One forward pass: "old" log-probabilities, "entropy", if needed "collision", each [T] float32."""
+        hidden = self._hidden(model, batch)
+        logprobs, entropy = self._head(model, hidden, batch, temperature=temperature)
+        seen = {"old": logprobs, "entropy": entropy}
+        if "collision" in needs:
+            head = model.get_output_embeddings()
+            chunk = self.cfg.policy.head_chunk_tokens
+            seen["collision"] = linear_collision(
+                hidden, head.weight, bias=head.bias, temperature=temperature, chunk_tokens=chunk
+            )
+        columns = {}
+        for name, values in seen.items():
+            columns[name] = torch.zeros(batch.loss_mask.shape, dtype=torch.float32)
+            columns[name][batch.loss_mask] = values.float().cpu()
+        return columns
+
+    def frozen(
+        self, batches: Sequence[PackedBatch], *, with_old: bool, needs: Collection[str] = ()
+    ) -> list[PackedBatch]:
         """Batches with what must be known before the first optimizer step of this rollout batch.
 
         `with_old` takes the old log-probabilities from the trainer as it is now; else they stay the
-        sampler's.
+        sampler's. `needs` may also name "entropy" and "collision".
         """
         temperature = self.cfg.rollout.temperature
         done = []
@@ -88,13 +106,21 @@ class Policy:
             if self.reference is not None:
                 ref = self.logprobs(batch, temperature=temperature, reference=True)
                 batch = dataclasses.replace(batch, ref_logprobs=ref)
-            if with_old:
-                batch = dataclasses.replace(batch, old_logprobs=self.logprobs(batch, temperature=temperature))
+            if with_old or needs:
+                seen = self._look(self.model, batch, temperature=temperature, needs=needs)
+                batch = dataclasses.replace(
+                    batch,
+                    old_logprobs=seen["old"] if with_old else batch.old_logprobs,
+                    old_entropy=seen["entropy"] if "entropy" in needs else None,
+                    old_collision=seen.get("collision"),
+                )
             done.append(batch)
         return done
 
-    def update(self, batches: Sequence[PackedBatch], loss_fn: LossFn, *, step: int, first: bool) -> Update:
-        """One optimizer step over all batches.
+    def update(
+        self, batches: Sequence[PackedBatch], loss_fn: LossFn, coefs: Coefs, *, step: int, first: bool
+    ) -> Update:
+        """One optimizer step over all batches, the side terms weighted by `coefs`.
 
         `first`: no step was taken since sampling, so this forward's own log-probabilities are the old ones
         and every ratio is exactly 1. A non-finite loss or gradient leaves weights and optimizer alone.
@@ -105,7 +131,7 @@ class Policy:
         self.optimizer.zero_grad(set_to_none=True)
         parts = []
         for batch in batches:
-            loss, sums = self._loss(batch, loss_fn, first=first)
+            loss, sums = self._loss(batch, loss_fn, coefs, first=first)
             loss.backward()  # type: ignore[no-untyped-call]
             parts.append(sums)
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optim.max_grad_norm))
@@ -115,8 +141,11 @@ class Policy:
         self.optimizer.zero_grad(set_to_none=True)
         return Update(parts, grad_norm=norm, lr=rate, applied=applied)
 
-    def _loss(self, batch: PackedBatch, loss_fn: LossFn, *, first: bool) -> tuple[Tensor, LossSums]:
-        logprobs, entropy = self._forward(self.model, batch, temperature=self.cfg.rollout.temperature)
+    def _loss(
+        self, batch: PackedBatch, loss_fn: LossFn, coefs: Coefs, *, first: bool
+    ) -> tuple[Tensor, LossSums]:
+        hidden = self._hidden(self.model, batch)
+        logprobs, entropy = self._head(self.model, hidden, batch, temperature=self.cfg.rollout.temperature)
         mask, decoupled = batch.loss_mask, self.cfg.algorithm.old_logprobs == "trainer"
         sequence = torch.repeat_interleave(torch.arange(batch.num_rollouts), batch.cu_seqlens.diff().long())
 
@@ -132,27 +161,33 @@ class Policy:
             advantages=chosen(batch.advantages),
             weights=chosen(batch.loss_weights),
             sequence=chosen(sequence),
+            correction_scale=batch.correction_scale,
         )
-        loss, sums = loss_fn(inputs)
+        loss, sums = loss_fn(inputs, coefs)
         if first and not decoupled:  # the loss was given the sampler's as the old ones: nothing to compare
             sums |= mismatch_sums(dataclasses.replace(inputs, old_logprobs=logprobs.detach()))
         return loss, sums
 
-    def _forward(self, model: Any, batch: PackedBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
-        """(log-probability, entropy) [N] of the N labels that count; logits are never held as a whole."""
+    def _hidden(self, model: Any, batch: PackedBatch) -> Tensor:
+        """Last hidden states [N, H] of the N columns whose label counts."""
         with self._autocast():
-            hidden = model.base_model(
+            hidden: Tensor = model.base_model(
                 input_ids=batch.input_ids[None].to(self.device),
                 position_ids=batch.position_ids[None].to(self.device),
                 use_cache=False,
                 packed_runs=runs_of(batch.cu_seqlens),
             ).last_hidden_state[0]
-        mask = batch.loss_mask.to(self.device)
+        return hidden[batch.loss_mask.to(self.device)]
+
+    def _head(
+        self, model: Any, hidden: Tensor, batch: PackedBatch, *, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """(log-probability, entropy) [N] of the labels that count; logits are never held as a whole."""
         head = model.get_output_embeddings()
         return linear_logprob(
-            hidden[mask],
+            hidden,
             head.weight,
-            batch.labels.to(self.device)[mask],
+            batch.labels[batch.loss_mask].to(self.device),
             bias=head.bias,
             temperature=temperature,
             chunk_tokens=self.cfg.policy.head_chunk_tokens,
@@ -167,13 +202,26 @@ class Policy:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
+    @torch.no_grad()
+    def move_reference(self, mix: float) -> None:
+        """reference <- mix * policy + (1 - mix) * reference (TR-DPO, arXiv 2404.09656)."""
+        assert self.reference is not None
+        ours = dict(self.model.named_parameters())
+        for name, theirs in self.reference.named_parameters():
+            theirs.lerp_(ours[name], mix)
+
     def state(self) -> Mapping[str, Any]:
         """What a checkpoint holds besides the weights."""
-        return {"optimizer": self.optimizer.state_dict()}
+        state = {"optimizer": self.optimizer.state_dict()}
+        if self.reference is not None and self.cfg.algorithm.ref_sync_every:
+            state["reference"] = self.reference.state_dict()
+        return state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up `state()` again; the weights come with the model folder."""
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.reference is not None and "reference" in state:
+            self.reference.load_state_dict(state["reference"])
 
 
 def load_model(cfg: Config, folder: str) -> Any:

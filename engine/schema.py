@@ -107,7 +107,7 @@ class PackedBatch:
     ref_logprobs: Tensor | None  # [T] float32, label-aligned: under the frozen reference
     advantages: Tensor  # [T] float32, label-aligned: the rollout's advantage repeated, or each token's own
     loss_weights: Tensor  # [T] float32, label-aligned: loss = sum(loss_weights * token_loss) over the step
-    old_entropy: Tensor | None = None  # [T] float32, label-aligned: nats, under the trainer at the step's start
+    old_entropy: Tensor | None = None  # [T] float32, label-aligned: nats, under the trainer at the start
     old_collision: Tensor | None = None  # [T] float32, label-aligned: sum of squared probabilities, likewise
     groups: Tensor | None = None  # [S] int64 which group of the step each rollout belongs to
     correction_scale: float = 1.0  # what importance weights are multiplied by

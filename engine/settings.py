@@ -1,6 +1,5 @@
 """The settings of a recipe: one class per TOML section, and what each algorithm chooses by itself."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -198,7 +197,7 @@ class AlgorithmConfig(Section):
     vespo_lam_neg: float | None = Field(default=None, ge=0)
     """vespo: decay with the ratio where the advantage is negative."""
     pull: float | None = Field(default=None, ge=0)
-    """prime, dro: weight of the squared log-ratio that pulls back to the policy the ratio is taken against."""
+    """prime, dro: weight of the squared log-ratio, which pulls back to the policy it is taken against."""
     overlong_filter: bool = False
     """Leave truncated rollouts out of the loss (their reward still counts in the baseline)."""
     overlong_buffer_tokens: int = Field(default=0, ge=0)
@@ -209,7 +208,7 @@ class AlgorithmConfig(Section):
     top_entropy_frac: float | None = Field(default=None, gt=0, le=1)
     """Train only this share of the step's tokens, those of highest entropy; empty trains all."""
     correction: Literal["icepop", "tis", "sequence_tis", "sequence_mask", "geometric_mask", "none"] = "icepop"
-    """Importance weight trainer / sampler of each token, or of the whole rollout: truncated, masked, or none."""
+    """Importance weight trainer / sampler, of each token or the whole rollout: truncated, masked, or none."""
     correction_low: float | None = Field(default=None, ge=0)
     """Lower bound; empty is 0.5 for icepop and 0.999 for geometric_mask."""
     correction_high: float | None = Field(default=None, gt=0)

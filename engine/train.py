@@ -74,14 +74,23 @@ def train_step(loop: Loop, run: Run, cfg: Config, step: int) -> Metrics:
     """One step, and what was measured. Its rollouts are on disk before anything is done with them."""
     groups, kept = collect(loop, run, cfg, step)
     trained_on = [groups[position] for position in kept]
-    scored = advantage.score(trained_on, loop.algorithm.advantage, shape=loop.algorithm.shape)
-    run.log_rollouts(step, groups, dict(zip(kept, scored, strict=True)))
+    greedy = greedy_groups(loop, run, trained_on, cfg, step) if loop.algorithm.greedy else []
+    scored = advantage.score(
+        trained_on,
+        loop.algorithm.advantage,
+        shape=loop.algorithm.shape,
+        greedy=[group.verdicts[0].reward for group in greedy] if greedy else None,
+    )
+    run.log_rollouts(step, [*groups, *greedy], dict(zip(kept, scored, strict=True)))
     loop.scorer.require_decided(groups)
     metrics = dynamic_sampling.group_stats(groups, trained_on)
     metrics["staleness_mean"] = staleness(trained_on, now=loop.policy_version)
     with run.timed("train"):
         loop.sampler.engine.release()
         metrics |= update(loop, scored, cfg, step)
+        loop.coefs = loop.algorithm.adapt(loop.coefs, metrics, len(scored) * cfg.rollout.group_size)
+        if cfg.algorithm.ref_sync_every and step % cfg.algorithm.ref_sync_every == 0:
+            loop.policy.move_reference(cfg.algorithm.ref_sync_mix)
         loop.sampler.engine.reclaim()
     with run.timed("sync"):
         loop.policy_version += 1
@@ -126,31 +135,52 @@ def collect(loop: Loop, run: Run, cfg: Config, step: int) -> tuple[list[Verified
     return groups, kept[:wanted]
 
 
+def greedy_groups(
+    loop: Loop, run: Run, groups: list[VerifiedGroup], cfg: Config, step: int
+) -> list[VerifiedGroup]:
+    """One greedy rollout of each group's problem, judged: the baseline of an advantage that asks for it."""
+    params = SamplingParams(0.0, cfg.rollout.max_tokens, tuple(cfg.rollout.stop))
+    problems = [group.problem for group in groups]
+    with run.timed("rollout"):
+        seed = (cfg.train.seed, step, "greedy")
+        pending = loop.scorer.submit(loop.sampler.sample(problems, params, group_size=1, seed=seed))
+    with run.timed("verify"):
+        return loop.scorer.wait(pending)
+
+
 def update(loop: Loop, scored: list[ScoredGroup], cfg: Config, step: int) -> Metrics:
     """`train.num_minibatches` optimizer steps over the kept groups; with none kept, no step and no change."""
+    algorithm, decoupled = loop.algorithm, cfg.algorithm.old_logprobs == "trainer"
     size = -(-len(scored) // cfg.train.num_minibatches) or 1
     minibatches = [
         pack(
             scored[start : start + size],
-            loop.algorithm.aggregate,
+            algorithm.aggregate,
             max_tokens=cfg.policy.tokens_per_batch,
             overlong_filter=cfg.algorithm.overlong_filter,
+            first_group=start,
         )
         for start in range(0, len(scored), size)
     ]
-    decoupled = cfg.algorithm.old_logprobs == "trainer"
     frozen = [
-        # The first minibatch's own forward pass gives its old log-probabilities; the others need theirs now.
-        loop.policy.frozen(batches, with_old=decoupled and index > 0)
+        # The first minibatch's own forward pass gives its old log-probabilities, unless needed before.
+        loop.policy.frozen(
+            batches, with_old=decoupled and (index > 0 or bool(algorithm.needs)), needs=algorithm.needs
+        )
         for index, batches in enumerate(filter(None, minibatches))
     ]
+    if algorithm.place is not None:
+        placed = iter(algorithm.place([batch for batches in frozen for batch in batches], loop.coefs))
+        frozen = [[next(placed) for _ in batches] for batches in frozen]
+    frozen, selected = algorithm.select(frozen)
     updates = [
-        loop.policy.update(batches, loop.algorithm.loss, step=step, first=index == 0)
+        loop.policy.update(batches, algorithm.loss, loop.coefs, step=step, first=index == 0)
         for index, batches in enumerate(frozen)
     ]
     skipped = sum(not done.applied for done in updates)
     loop.nonfinite_in_row = loop.nonfinite_in_row + 1 if skipped else 0
-    return {**combine(updates), "skipped_updates": float(skipped)}
+    coefs = {"kl_coef": loop.coefs.kl, "entropy_coef": loop.coefs.entropy}
+    return {**combine(updates), **selected, **coefs, "skipped_updates": float(skipped)}
 
 
 def tell(run: Run, screen: Screen) -> None:

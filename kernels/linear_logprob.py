@@ -34,6 +34,25 @@ def linear_logprob(
     return logprobs, entropies
 
 
+@torch.no_grad()
+def linear_collision(
+    hidden: Tensor,  # [N, H]
+    weight: Tensor,  # [V, H]
+    *,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,  # [V]
+    chunk_tokens: int = 1024,
+) -> Tensor:
+    """Sum over the vocabulary of squared probabilities [N]: the chance that two draws are the same token."""
+    dtype = _precision(hidden)
+    sums = hidden.new_empty(hidden.shape[0], dtype=dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        head = _Head(weight, bias, temperature=temperature, dtype=dtype)
+        for rows in _chunks(hidden.shape[0], chunk_tokens):
+            sums[rows] = head.logits(hidden[rows]).softmax(-1).square_().sum(-1)
+    return sums
+
+
 def linear_logprob_reference(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, temperature: float = 1.0, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

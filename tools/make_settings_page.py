@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from verigrad.engine.settings import ALGORITHMS, Config
+from verigrad.engine.catalogue import ADVANTAGES, AGGREGATIONS, LOSSES, ROWS
+from verigrad.engine.settings import Config
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 HEAD = """# Settings
@@ -37,10 +38,12 @@ def page() -> str:
         for name, setting in model.model_fields.items():
             cells = (f"`{name}`", kind(setting), default(setting), meaning(setting))
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
-    names = ", ".join(f"`{name}`" for name in ALGORITHMS)
-    parts.append(
-        f"\nRows of `algorithm.name`: {names}; [algorithms](algorithms.md) says what each chooses.\n"
-    )
+    for setting, table in {
+        "name": ROWS, "advantage": ADVANTAGES, "loss": LOSSES, "aggregation": AGGREGATIONS
+    }.items():  # fmt: skip
+        names = ", ".join(f"`{name}`" for name in table)
+        parts.append(f"\nValues of `algorithm.{setting}`: {names}.\n")
+    parts.append("\n[algorithms](algorithms/README.md) says what each is and chooses.\n")
     return "".join(parts)
 
 
