@@ -3,14 +3,14 @@
 import difflib
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from verigrad.engine import algorithm_settings
+from verigrad.engine import algorithm_settings, config_verbs
 from verigrad.engine.catalogue import ROWS
 from verigrad.engine.config_checks import contradictions
 from verigrad.engine.settings import (
@@ -22,6 +22,7 @@ from verigrad.engine.settings import (
     OptimConfig,
     PromptsConfig,
     Section,
+    Verb,
 )
 
 __all__ = [
@@ -32,8 +33,11 @@ __all__ = [
     "OptimConfig",
     "PromptsConfig",
     "batch_algebra",
+    "build",
     "differences",
+    "find_recipe",
     "load",
+    "read_tree",
     "resolve",
     "settings",
     "to_toml",
@@ -42,27 +46,43 @@ __all__ = [
 RECIPES = Path(__file__).parent / "recipes"
 
 
-def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
+def load(recipe: str, overrides: Sequence[str] = (), *, verb: Verb | None = None) -> Config:
     """Read a recipe (a .toml path, or the name of a shipped one) and apply `section.key=value` overrides.
 
-    Raises ConfigError with one line: what was found, what was expected, what to do.
+    `verb` is the command it is for; None takes the one that the recipe's sections tell. Raises ConfigError
+    with one line: what was found, what was expected, what to do.
     """
     path = find_recipe(recipe)
-    try:
-        tree = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name}: not a TOML file: {error}") from None
+    tree = read_tree(path)
+    if "stage" in tree:
+        raise ConfigError(f"{path.name} is a recipe of stages, which only `verigrad train` runs; use that")
     for override in overrides:
         apply_override(tree, override)
     tree.setdefault("run", {})
     if isinstance(tree["run"], dict) and not tree["run"].get("folder"):
         tree["run"]["folder"] = f"runs/{path.stem}"
+    return build(tree, name=path.name, verb=verb)
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """A TOML file as nested dicts."""
     try:
-        config = Config.model_validate(tree)
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.name}: not a TOML file: {error}") from None
+
+
+def build(tree: Mapping[str, Any], *, name: str, verb: Verb | None = None) -> Config:
+    """A whole tree of settings to a checked and resolved Config; `name` is what errors begin with."""
+    verb = verb or config_verbs.verb_of(tree)
+    if unread := list(config_verbs.unread(tree, verb)):
+        raise ConfigError(f"{name}: " + "; ".join(unread))
+    try:
+        config = Config.model_validate(config_verbs.completed(tree, verb))
     except ValidationError as error:
-        raise ConfigError(f"{path.name}: " + "; ".join(explain(e) for e in error.errors())) from None
-    if problems := list(contradictions(config)):
-        raise ConfigError(f"{path.name}: " + "; ".join(problems))
+        raise ConfigError(f"{name}: " + "; ".join(explain(e) for e in error.errors())) from None
+    if problems := [*contradictions(config), *config_verbs.contradictions(config)]:
+        raise ConfigError(f"{name}: " + "; ".join(problems))
     return resolve(config)
 
 
@@ -159,24 +179,42 @@ def settings() -> list[str]:
 
 
 def to_toml(config: Config) -> str:
-    """The resolved recipe as TOML; loading it again gives the same Config. Unset settings are left out."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    """The resolved recipe as TOML, what its command reads of it; loading it again gives the same Config.
+
+    Unset settings are left out.
+    """
+    return tomli_w.dumps(without_none(config_verbs.read_part(config)))
+
+
+def without_none(tree: Any) -> Any:
+    """Nested dicts without the keys whose value is None, which TOML has not."""
+    if isinstance(tree, list):
+        return [without_none(value) for value in tree]
+    if not isinstance(tree, dict):
+        return tree
+    return {key: without_none(value) for key, value in tree.items() if value is not None}
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Dotted names to values."""
-    tree = config.model_dump(mode="json")
+    """Dotted names to values, of what the recipe's command reads."""
+    tree = config_verbs.read_part(config)
     return {f"{section}.{key}": value for section, node in tree.items() for key, value in node.items()}
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:
     """Settings in which two recipes differ, as `name: theirs -> ours`."""
+    if ours.verb != theirs.verb:
+        return [f"command: verigrad {theirs.verb} -> verigrad {ours.verb}"]
     mine, yours = flatten(ours), flatten(theirs)
     return [f"{name}: {yours[name]!r} -> {mine[name]!r}" for name in mine if mine[name] != yours[name]]
 
 
 def batch_algebra(c: Config) -> list[tuple[str, str]]:
     """What one step will do, in numbers, for `--dry-run`."""
+    if c.verb == "sft":
+        return _sft_algebra(c)
+    if c.verb == "sample":
+        return _sample_algebra(c)
     P, G = c.rollout.groups_per_step, c.rollout.group_size
     per_update = P * G // c.train.num_minibatches
     longest = c.rollout.max_prompt_tokens + c.rollout.max_tokens
@@ -194,3 +232,25 @@ def batch_algebra(c: Config) -> list[tuple[str, str]]:
         lines.append(("groups sampled per step", f"{P} to {cap} (dynamic sampling)"))
     lines.append(("rollouts in the run", f"at least {c.train.num_steps * P * G:,}"))
     return lines
+
+
+def _sft_algebra(c: Config) -> list[tuple[str, str]]:
+    size, longest = c.sft.batch_size, c.sft.max_length
+    return [
+        ("examples", f"{c.train.num_steps} steps x {size} = {c.train.num_steps * size:,}"),
+        ("tokens per optimizer step", f"at most {size} x {longest} = {size * longest:,}"),
+        ("packed passes per optimizer step",
+         f"at most {-(-size // max(1, c.policy.tokens_per_batch // longest))} "
+         f"of {c.policy.tokens_per_batch:,} tokens"),
+    ]  # fmt: skip
+
+
+def _sample_algebra(c: Config) -> list[tuple[str, str]]:
+    num, each = c.sample.num_problems, c.sample.num_samples
+    total = f"{num} problems x {each} = {num * each:,}" if num else f"{each} of every problem"
+    return [
+        ("completions", total),
+        ("completions between two writes", f"{c.rollout.groups_per_step} problems x {each} = "
+         f"{c.rollout.groups_per_step * each:,}"),
+        ("kept", f"at most {c.sample.keep_per_problem} per problem"),
+    ]  # fmt: skip

@@ -1,10 +1,12 @@
 """The settings of a recipe: one class per TOML section, and what each algorithm chooses by itself."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Verb = Literal["train", "sft", "sample"]
 
 
 class ConfigError(ValueError):
@@ -53,6 +55,53 @@ class RunConfig(Section):
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept on disk; at least 2 survive a corrupt newest one."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    """Where metrics are shown besides metrics.jsonl; each needs `pip install verigrad[trackers]`."""
+    project: str = Field(default="verigrad", min_length=1, max_length=128, pattern=r"^[^/\\#?%:\n]+$")
+    """Project the run is listed under, in wandb and trackio."""
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _each_once(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f'expected a list, as in ["{value}"]')
+        if isinstance(value, list) and any(value.count(name) > 1 for name in value):
+            raise ValueError("names a tracker twice; name it once")
+        return value
+
+    @field_validator("project")
+    @classmethod
+    def _has_effect(cls, value: str, info: ValidationInfo) -> str:
+        listed = set(info.data.get("trackers", [])) & {"wandb", "trackio"}
+        if value != "verigrad" and not listed:
+            raise ValueError("has no effect without 'wandb' or 'trackio' in run.trackers; remove it")
+        return value
+
+
+EVAL_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class EvalSet(Section):
+    """One more set of held-out problems, a table [data.evals.NAME] of a recipe; engine/data.py."""
+
+    path: str = Field(min_length=1)
+    """A .jsonl, .parquet or .csv file, a hub id, or a maker."""
+    split: str = "test"
+    """Split to read of a hub data set."""
+    options: dict[str, Any] = {}
+    """Keyword arguments for a maker."""
+    columns: dict[str, str] = {}
+    """Our column name -> the file's."""
+    num: int = Field(default=0, ge=0)
+    """At most this many problems of it, the same ones for the same seed; 0 is all."""
+    verifier: str = ""
+    """Judge of this set; empty is that of [eval]."""
+    verifier_options: dict[str, Any] = {}
+    """Keyword arguments for the judge."""
+    num_samples: int | None = Field(default=None, ge=1)
+    """Samples per problem; empty is eval.num_samples."""
+    temperature: float | None = Field(default=None, ge=0)
+    """Sampling temperature; empty is eval.temperature."""
 
 
 class DataConfig(Section):
@@ -72,6 +121,8 @@ class DataConfig(Section):
     """Split to read of `eval_path` when it is a hub data set."""
     num_eval: int = Field(default=500, ge=0)
     """Problems held out of `path`; with `eval_path`, at most this many of it (0 = all of it)."""
+    evals: dict[str, EvalSet] = {}
+    """More held-out sets, each a table [data.evals.NAME] with at least a path; see docs/evaluation.md."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """What a malformed row does: stop with its file and line, or be skipped and counted."""
     shuffle: bool = True
@@ -79,6 +130,14 @@ class DataConfig(Section):
     curriculum: str = ""
     """Column naming each problem's category (a level, a topic): categories are drawn by how much they teach
     now, p(1-p) of their running solve rate. Empty draws all problems alike."""
+
+    @field_validator("evals")
+    @classmethod
+    def _names_of_files(cls, evals: dict[str, EvalSet]) -> dict[str, EvalSet]:
+        for name in evals:
+            if not EVAL_NAME.fullmatch(name):
+                raise ValueError(f"the name {name!r} may hold only letters, digits, _ and -")
+        return evals
 
 
 class PromptsConfig(Section):
@@ -270,6 +329,20 @@ class PolicyConfig(Section):
     """Run model code from the hub."""
 
 
+class LoraConfig(Section):
+    """engine/lora.py."""
+
+    rank: int = Field(default=0, ge=0)
+    """Rank of the adapters (LoRA); 0 trains all weights."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapters' product is added times alpha / rank."""
+    targets: list[str] = []
+    """Linear layers that get one, by name, e.g. ["q_proj", "v_proj"]; empty is all but the output head."""
+    load: Literal["merged", "adapter"] = "merged"
+    """What the sampler is given after each step: whole weights with the adapters merged in, or the adapters
+    alone, hot-loaded (less to copy, slower sampling)."""
+
+
 class OptimConfig(Section):
     """engine/optim.py."""
 
@@ -316,6 +389,30 @@ class EvalConfig(Section):
     """Keyword arguments for eval.verifier."""
     pass_k: list[int] = []
     """k of pass@k and maj@k to report, each at most num_samples."""
+    by: str = ""
+    """Column that sorts problems into categories (a level, a topic): scores are given for each, too."""
+
+
+class SftConfig(Section):
+    """engine/sft.py and engine/sft_data.py."""
+
+    batch_size: int = Field(default=32, ge=1)
+    """Examples of one optimizer step."""
+    max_length: int = Field(default=4096, ge=2)
+    """Longest example, prompt and completion, in tokens; a longer one is a malformed row, never cut."""
+
+
+class SampleConfig(Section):
+    """engine/sample.py."""
+
+    num_problems: int = Field(default=0, ge=0)
+    """Problems to sample; 0 is all that are not held out."""
+    num_samples: int = Field(default=8, ge=1)
+    """Completions sampled of each problem."""
+    keep_per_problem: int = Field(default=1, ge=1)
+    """Most accepted completions kept of each problem: the first in the order of their seeds, all different."""
+    min_reward: float = 1.0
+    """Smallest reward that is accepted; an undecided verdict never is."""
 
 
 class Config(Section):
@@ -330,9 +427,19 @@ class Config(Section):
     verifier: VerifierConfig = VerifierConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     policy: PolicyConfig = PolicyConfig()
+    lora: LoraConfig = LoraConfig()
     optim: OptimConfig = OptimConfig()
     sync: SyncConfig = SyncConfig()
     eval: EvalConfig = EvalConfig()
+    sft: SftConfig = SftConfig()
+    sample: SampleConfig = SampleConfig()
+
+    @property
+    def verb(self) -> Verb:
+        """The command this recipe is for: the one whose own section it brings, else train."""
+        if "sft" in self.model_fields_set:
+            return "sft"
+        return "sample" if "sample" in self.model_fields_set else "train"
 
 
 SYNC_LIMITS = {
