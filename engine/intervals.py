@@ -3,10 +3,15 @@
 Several samples of one problem are not independent draws, so every interval counts problems.
 """
 
+import functools
 import math
 import statistics
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 Z_95 = 1.959963984540054
 
@@ -27,6 +32,9 @@ def mean_interval(per_problem: Sequence[Sequence[float]]) -> Interval:
     if all(mean in (0.0, 1.0) for mean in means):
         return _wilson(int(sum(means)), len(means))
     mean, low, high = _normal(means)
+    if low == high:  # all alike: as many problems more could still show otherwise
+        half = _wilson(0, len(means))[2]
+        low, high = mean - half, mean + half
     if len(means) > 1 and all(0 <= value <= 1 for value in means):  # no mean lies outside
         low, high = max(0.0, low), min(1.0, high)
     return mean, low, high
@@ -45,6 +53,49 @@ def paired_gain(before: Sequence[float], after: Sequence[float]) -> Interval:
     if len(changes) > 1 and all(0 <= value <= 1 for value in (*before, *after)):
         low, high = max(-1.0, low), min(1.0, high)
     return mean, low, high
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Two models on the same problems, the second against the first."""
+
+    gain: float
+    low: float  # 95% interval of the gain, as `paired_gain`
+    high: float
+    p: float  # as `sign_flip_p`
+    num_better: int  # problems on which the second scores higher
+    num_worse: int
+    num_same: int
+
+
+def paired_difference(before: Sequence[float], after: Sequence[float]) -> Paired:
+    """Everything said about two models; both [P], a score per problem, of the same problems in order."""
+    gain, low, high = paired_gain(before, after)
+    changes = [new - old for old, new in zip(before, after, strict=True)]
+    better, worse = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
+    return Paired(gain, low, high, sign_flip_p(changes), better, worse, len(changes) - better - worse)
+
+
+def sign_flip_p(changes: Sequence[float]) -> float:
+    """Two-sided P of a mean change at least this far from 0, were each problem's change as likely to go the
+    other way (Fisher's permutation test for pairs).
+
+    Exact up to 16 problems that changed; beyond, from 20,000 seeded draws: its standard error is at most
+    0.0036, and 0.0016 at P = 0.05, and it is never below 1/20,001.
+    """
+    moved = np.array([change for change in changes if change])
+    observed = abs(moved.sum()) * (1 - 1e-9)  # equal sums may differ in their last bits
+    if len(moved) <= EXACT_FLIPS:
+        flips = np.arange(2 ** len(moved))[:, None] >> np.arange(len(moved)) & 1
+        return float(np.mean(np.abs((2 * flips - 1) @ moved) >= observed))
+    rng, extreme = np.random.default_rng(0), 0
+    for _ in range(NUM_DRAWS // 1000):
+        flips = rng.integers(0, 2, (1000, len(moved)), dtype=np.int8)
+        extreme += int((np.abs((2 * flips - 1) @ moved) >= observed).sum())
+    return (extreme + 1) / (NUM_DRAWS + 1)
+
+
+EXACT_FLIPS, NUM_DRAWS = 16, 20_000
 
 
 def _normal(values: Sequence[float]) -> Interval:
@@ -75,46 +126,88 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
 
 
 def maj_at_k(votes: Sequence[Hashable | None], rewards: Sequence[float], k: int) -> float:
-    """Expected reward of the most frequent answer among k of the samples (arXiv 2203.11171).
+    """`maj_at_ks` of one k."""
+    return maj_at_ks(votes, rewards, [k])[k]
+
+
+def maj_at_ks(
+    votes: Sequence[Hashable | None], rewards: Sequence[float], ks: Sequence[int]
+) -> dict[int, float]:
+    """Expected reward of the most frequent answer among k of the samples (arXiv 2203.11171), for each k.
 
     `votes` [n] are answers made canonical by the verifier's own equivalence, None where there is none;
-    None never votes. `rewards` [n] is what each answer earns. Exact over all subsets of size k; tied
-    answers share the credit, and a subset without votes earns 0.
+    None never votes. `rewards` [n] is what each sample earns, an answer earning the mean of its samples.
+    Exact over all subsets of size k, to float rounding; tied answers share the credit, and a subset without
+    votes earns 0. Some milliseconds for n = 256 and all ks together.
     """
-    if not 1 <= k <= len(votes):
-        raise ValueError(f"maj@{k} of {len(votes)} samples: k must be between 1 and the number of samples")
-    sizes = Counter(vote for vote in votes if vote is not None)
-    earned = {vote: reward for vote, reward in zip(votes, rewards, strict=True) if vote is not None}
-    num_silent = len(votes) - sizes.total()
-    return math.fsum(
-        earned[vote] * _win_share(size, [*(sizes - Counter({vote: size})).values()], num_silent, k)
-        for vote, size in sizes.items()
-        if earned[vote]
-    )
+    n = len(votes)
+    if bad := [k for k in ks if not 1 <= k <= n]:
+        raise ValueError(f"maj@{bad[0]} of {n} samples: k must be between 1 and the number of samples")
+    earned: dict[Hashable, list[float]] = {}
+    for vote, reward in zip(votes, rewards, strict=True):
+        if vote is not None:
+            earned.setdefault(vote, []).append(reward)
+    sizes = Counter({vote: len(each) for vote, each in earned.items()})
+    paying: dict[int, float] = {}  # size -> reward of all answers of that size: their chances are the same
+    for vote, each in earned.items():
+        paying[sizes[vote]] = paying.get(sizes[vote], 0.0) + statistics.fmean(each)
+    result = dict.fromkeys(ks, 0.0)
+    for some in [ks] if n <= MAX_SHARED else [[k] for k in ks]:
+        for size, reward in paying.items():
+            rivals = sorted(sizes.values(), reverse=True)
+            rivals.remove(size)
+            if reward:
+                chances = _win_shares(size, rivals, num_samples=n, ks=some)
+                for k, chance in zip(some, chances, strict=True):
+                    result[k] += reward * chance
+    return result
 
 
-def _win_share(size: int, rivals: Sequence[int], num_silent: int, k: int) -> float:
-    """Chance that an answer given `size` times has the most votes in k draws, a tie of m counting 1/m."""
-    total = math.comb(size + sum(rivals) + num_silent, k)
-    share = 0.0
-    for own in range(1, min(size, k) + 1):
-        # ways[drawn, tied]: subsets of the others in which nobody has more than `own` votes
-        ways = {(drawn, 0): math.comb(num_silent, drawn) for drawn in range(min(num_silent, k - own) + 1)}
-        for rival in rivals:
-            ways = _add_rival(ways, rival, own=own, room=k - own)
-        share += math.fsum(
-            math.comb(size, own) * count / (total * (tied + 1))
-            for (drawn, tied), count in ways.items()
-            if drawn == k - own
-        )
-    return share
+MAX_SHARED = 1000
+"""Samples up to which binomials of p = 1/2 serve every k at once; beyond, they would underflow."""
 
 
-def _add_rival(
-    ways: dict[tuple[int, int], int], rival: int, *, own: int, room: int
-) -> dict[tuple[int, int], int]:
-    result: Counter[tuple[int, int]] = Counter()
-    for (drawn, tied), count in ways.items():
-        for votes in range(min(rival, own, room - drawn) + 1):
-            result[drawn + votes, tied + (votes == own)] += count * math.comb(rival, votes)
-    return dict(result)
+def _win_shares(size: int, rivals: Sequence[int], *, num_samples: int, ks: Sequence[int]) -> list[float]:
+    """Chance that an answer given `size` times has the most votes in k draws, a tie of m counting 1/m.
+
+    Drawing k of n without replacement is drawing each sample with probability p, given that k were drawn. So
+    an answer's votes are binomial, independent of the others', and what is left is to add them up: exact for
+    any p, with positive terms only. `rivals` are the sizes of the other answers, largest first.
+    """
+    largest = max(ks)
+    p = 0.5 if num_samples <= MAX_SHARED else largest / (num_samples + 1)
+    own_votes, drawn = _binomial(size, p), _binomial(num_samples, p)
+    shares = np.zeros(len(ks))
+    for own in range(1, min(size, largest) + 1):
+        strong = [rival for rival in rivals if rival >= own]  # the others can neither win nor tie
+        room = largest - own
+        ways = np.zeros((min(len(strong), room // own) + 1, room + 1))  # [tied, votes of all others]
+        weak = _binomial(num_samples - size - sum(strong), p)[: room + 1]
+        ways[0, : len(weak)] = weak
+        for rival in strong:
+            ways = _with_rival(ways, _binomial(rival, p)[: own + 1])
+        credit = own_votes[own] * (ways / np.arange(1, len(ways) + 1)[:, None]).sum(0)  # [room + 1]
+        shares += [credit[k - own] / drawn[k] if k >= own else 0.0 for k in ks]
+    return [float(share) for share in shares]
+
+
+def _with_rival(ways: NDArray[np.float64], votes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`ways` [tied, drawn] with one more rival, whose last allowed number of votes ties."""
+    own = len(votes) - 1
+    num_drawn = ways.shape[1]
+    result = votes[0] * ways
+    for count in range(1, min(own, num_drawn)):
+        result[:, count:] += votes[count] * ways[:, : num_drawn - count]
+    if own < num_drawn:
+        result[1:, own:] += votes[own] * ways[:-1, : num_drawn - own]
+    return result
+
+
+@functools.cache
+def _binomial(num: int, p: float) -> NDArray[np.float64]:
+    """[num + 1] chance of each number of successes; read-only."""
+    counts = np.arange(num + 1)
+    choose = [math.lgamma(num + 1) - math.lgamma(i + 1) - math.lgamma(num - i + 1) for i in range(num + 1)]
+    chances = np.exp(np.array(choose) + counts * math.log(p) + (num - counts) * math.log1p(-p))
+    chances.setflags(write=False)
+    return chances

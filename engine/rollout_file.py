@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
         ("outcome", pa.string()),
         ("parts", pa.string()),
         ("reason", pa.string()),
+        ("extracted", pa.string()),
         ("verify_s", pa.float64()),
         ("advantage", pa.float64()),
         ("kept", pa.bool_()),
@@ -79,6 +80,7 @@ def _rows(step: int, position: int, group: VerifiedGroup, scored: ScoredGroup | 
             "outcome": verdict.outcome,
             "parts": json.dumps(dict(verdict.parts)),
             "reason": _unicode(verdict.reason),
+            "extracted": _unicode(verdict.extracted),
             "verify_s": verdict.seconds,
             "advantage": 0.0 if scored is None else scored.advantages[index],
         }

@@ -47,6 +47,9 @@ class Verdict:
     `reward` is None exactly when `outcome` is "error": the check itself failed (its sandbox died, its worker
     crashed, its judge was unreachable). Undecided is not wrong: such an attempt enters neither its group's
     baseline nor the loss. "timeout" is the attempt's own fault and pays 0.
+
+    `extracted` is the canonical form of what the verifier read as the attempt's answer: equal answers read
+    the same, "" is none. Majority votes are counted by it.
     """
 
     reward: float | None
@@ -54,6 +57,7 @@ class Verdict:
     parts: Mapping[str, float] = field(default_factory=dict)  # each component's reward by name
     reason: str = ""  # one line for people; never holds the right answer's secret parts
     seconds: float = 0.0
+    extracted: str = ""
 
     def __post_init__(self) -> None:
         if (self.reward is None) != (self.outcome == "error"):
@@ -63,6 +67,8 @@ class Verdict:
             )
         if self.reward is not None and not math.isfinite(self.reward):
             raise ValueError(f"verdict with reward {self.reward}: a reward is a finite number or None")
+        if not isinstance(self.extracted, str):
+            raise ValueError(f"verdict with extracted = {self.extracted!r:.60}: the answer as read is text")
 
     @property
     def decided(self) -> bool:

@@ -2,15 +2,27 @@
 
 import itertools
 import math
+import random
 import subprocess
 import sys
+import time
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.vectors import load
-from verigrad.engine.intervals import Z_95, maj_at_k, mean_interval, paired_gain, pass_at_k
+from verigrad.engine.intervals import (
+    Z_95,
+    maj_at_k,
+    maj_at_ks,
+    mean_interval,
+    paired_difference,
+    paired_gain,
+    pass_at_k,
+    sign_flip_p,
+)
 
 
 def test_pass_at_k_matches_the_reference():
@@ -116,3 +128,81 @@ def test_the_interval_of_a_share_stays_a_share():
     _, low, high = mean_interval([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
     assert low == 0.0
     assert high < 1
+
+
+def test_all_alike_between_right_and_wrong_is_no_certainty():
+    mean, low, high = mean_interval([[1.0, 0.0]] * 4)
+    half = Z_95**2 / (4 + Z_95**2)
+    assert (mean, low, high) == pytest.approx((0.5, max(0.0, 0.5 - half), min(1.0, 0.5 + half)))
+
+
+@pytest.mark.parametrize(
+    "votes",
+    [
+        ["right"] * 100 + ["a"] * 60 + ["b"] * 40 + [None] * 20 + [f"noise {i}" for i in range(36)],
+        ["right"] * 20 + [f"noise {i}" for i in range(236)],
+        ["right"] * 128 + ["a"] * 128,
+    ],
+)
+def test_maj_at_k_of_256_samples_is_quick_and_agrees_with_drawing(votes):
+    rewards = [float(vote == "right") for vote in votes]
+    started = time.process_time()
+    exact = maj_at_ks(votes, rewards, [1, 2, 16, 256])
+    assert time.process_time() - started < 2
+    assert exact[1] == pytest.approx(sum(rewards) / 256)
+    assert exact[2] == pytest.approx(exact[1]) or None in votes  # of two votes, a tie is a draw of one
+    rng, credit = random.Random(0), 0.0
+    for _ in range(4000):
+        cast = Counter(vote for vote in rng.sample(votes, 16) if vote is not None)
+        winners = [vote for vote, count in cast.items() if count == max(cast.values())]
+        credit += ("right" in winners) / len(winners)
+    assert exact[16] == pytest.approx(credit / 4000, abs=4 * 0.5 / 4000**0.5)  # four standard errors
+    most = max(Counter(votes).values())
+    assert exact[256] == pytest.approx(
+        (votes.count("right") == most) / (1 + (votes.count("a") == most == 128))
+    )
+
+
+def test_maj_at_k_of_more_samples_than_one_table_holds():
+    votes = ["right"] * 700 + ["a"] * 800
+    rewards = [float(vote == "right") for vote in votes]
+    few, many = maj_at_ks(votes, rewards, [1, 3]), maj_at_ks(votes, rewards, [1499, 1500])
+    p = 700 / 1500
+    three = p * (699 / 1499) * (698 / 1498) + 3 * (700 * 699 * 800) / (1500 * 1499 * 1498)
+    assert few == pytest.approx({1: p, 3: three}, abs=1e-9)
+    assert many == pytest.approx({1499: 0.0, 1500: 0.0}, abs=1e-9)
+
+
+def test_an_answer_earns_the_mean_of_its_samples():
+    assert maj_at_k(["a", "a", "b"], [1.0, 0.5, 0.0], 3) == pytest.approx(0.75)
+
+
+def test_votes_for_nothing_earn_nothing():
+    assert maj_at_k([None, None], [0.0, 0.0], 2) == 0.0
+
+
+def test_two_models_are_compared_problem_by_problem():
+    vector = load("paired_difference")
+    made = paired_difference(vector.inputs["model_a"], vector.inputs["model_b"])
+    assert made.gain == pytest.approx(0.05)
+    assert (made.num_better, made.num_worse, made.num_same) == (2, 1, 2)
+    # The changes 1/4, 1/4, -1/4: of the 8 ways to flip them, all have a sum of at least 1/4.
+    assert made.p == 1.0
+
+
+def test_p_of_a_clear_gain_is_exact_for_few_problems():
+    assert sign_flip_p([0.5] * 6 + [0.0] * 9) == pytest.approx(2 / 2**6)
+    assert sign_flip_p([0.3, 0.2, -0.1]) == pytest.approx(4 / 8)  # 6, 4, -4, -6 of the sums reach 4 tenths
+
+
+def test_p_of_no_change_is_one():
+    assert sign_flip_p([0.0] * 5) == 1.0
+    assert sign_flip_p([]) == 1.0
+
+
+def test_p_of_many_problems_is_drawn_and_near_the_exact_one():
+    changes = [1.0] * 15 + [-1.0] * 5
+    exact = 2 * sum(math.comb(20, i) for i in range(6)) / 2**20  # a sign test: 0.0414
+    assert sign_flip_p(changes) == pytest.approx(exact, abs=4 * math.sqrt(exact / 20_000))
+    assert sign_flip_p(changes) == sign_flip_p(changes)
+    assert sign_flip_p([1.0] * 400) == pytest.approx(1 / 20_001)

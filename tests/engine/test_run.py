@@ -213,11 +213,12 @@ def test_a_log_that_cannot_be_written_hides_no_error(tmp_path):
 
 
 def test_text_that_is_no_unicode_is_still_recorded(tmp_path):
-    verdicts = [Verdict.wrong("half a pair: \ud800"), Verdict.right()]
+    verdicts = [Verdict(0.0, "wrong", reason="half a pair: \ud800", extracted="\ud800 5"), Verdict.right()]
     with Run(settings(tmp_path / "run")) as run:
         run.log_rollouts(1, [VerifiedGroup(group().problem, group().rollouts, verdicts)], {})
     table = pq.read_table(tmp_path / "run" / "rollouts" / "step_000001.parquet")
     assert table["reason"].to_pylist() == ["half a pair: ?", ""]
+    assert table["extracted"].to_pylist() == ["? 5", ""]
 
 
 def test_a_recipe_of_another_version_is_named_as_such(folder):

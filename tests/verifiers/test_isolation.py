@@ -46,6 +46,10 @@ def moody(text, text_length=0):
         return float("nan")
     if text == "string":
         return "1.0"
+    if text == "answers":
+        return Verdict(0.0, "wrong", extracted="1/2 \\u00e9")
+    if text == "answers_nothing_readable":
+        return Verdict(0.0, "wrong", extracted=5)
     if text == "undecided":
         return None
     if text == "fork":
@@ -201,6 +205,13 @@ def test_a_verifier_that_fails_decides_nothing(moody, text, reason):
     assert reason in verdict.reason
     assert "\n" not in verdict.reason
     assert "Traceback" in moody.stats()["last_traceback"]
+
+
+def test_the_answer_as_read_comes_back_from_the_worker(moody):
+    read, silent, broken = judge(moody, "answers", "fine", "answers_nothing_readable")
+    assert (read.extracted, silent.extracted) == ("1/2 \u00e9", "")
+    assert broken.outcome == "error"
+    assert "extracted = 5" in broken.reason
 
 
 def test_a_worker_that_leaves_by_itself_decides_nothing(moody):
