@@ -59,7 +59,8 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
         if dataset.num_skipped:
             run.note(f"{dataset.num_skipped} malformed rows skipped, the first: {dataset.first_skipped}")
         folder = model.folder if run.resume_from is None else str(run.resume_from[1])
-        with open_sampler(cfg, folder, model, prompter, run) as sampler:
+        sampled_from = model.folder if cfg.lora.rank else folder  # a checkpoint of adapters is no whole model
+        with open_sampler(cfg, sampled_from, model, prompter, run) as sampler:
             with run.timed("start"):
                 algorithm = algorithms.build(cfg)
                 policy = Policy(cfg, folder, tokenizer=model.tokenizer, start_folder=model.folder)

@@ -22,6 +22,7 @@ def contradictions(c: Config) -> Iterator[str]:
     yield from _eval_contradictions(c)
     yield from _sampling_without_effect(c)
     yield from _files_without_effect(c)
+    yield from _lora_contradictions(c)
 
 
 def _missing(c: Config) -> Iterator[str]:
@@ -123,6 +124,17 @@ def _files_without_effect(c: Config) -> Iterator[str]:
         yield "data.eval_split has no effect without data.eval_path; remove it"
     elif "eval_split" in _chosen(data) and not _has_splits(data.eval_path):
         yield f"data.eval_split has no effect: data.eval_path = {data.eval_path!r} is no hub data; remove it"
+
+
+def _lora_contradictions(c: Config) -> Iterator[str]:
+    if c.lora.rank == 0:
+        for name in sorted(_chosen(c.lora)):
+            yield f"lora.{name} has no effect with lora.rank = 0; remove it or set lora.rank > 0"
+    elif c.algorithm.ref_sync_every:
+        yield (
+            "algorithm.ref_sync_every moves the reference, which with lora.rank > 0 is the model without its "
+            "adapters and cannot move; choose one"
+        )
 
 
 def _is_maker(reference: str) -> bool:

@@ -71,9 +71,26 @@ def make_model(
     maker = find(reference)
     check_options(maker, given=("folder", "seed", "progress"), options=options)
     report = progress or (lambda message, fraction: None)
+    name = cache_name(maker, seed=seed, options=options)
+
+    def make(part: Path) -> None:
+        call(maker, part, seed=seed, progress=report, **options)
+        if not (part / "config.json").is_file():
+            raise ConfigError(
+                f"{maker.reference} wrote no config.json: a model maker writes a Hugging Face model folder "
+                "into its first argument. Call model.save_pretrained(folder) and "
+                "tokenizer.save_pretrained(folder)."
+            )
+
+    return make_once(name, make, progress=report)
+
+
+def make_once(name: str, make: Callable[[Path], None], *, progress: Progress | None = None) -> Path:
+    """The folder `name` of the cache, which `make` fills unless it is there; never half of it."""
+    report = progress or (lambda message, fraction: None)
     cache = cache_folder() / "made"
     cache.mkdir(parents=True, exist_ok=True)
-    folder = cache / cache_name(maker, seed=seed, options=options)
+    folder = cache / name
     if folder.is_dir():
         return folder
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
@@ -84,27 +101,19 @@ def make_model(
         lock.acquire()
     try:
         if not folder.is_dir():
-            make_into(folder, maker, seed=seed, options=options, progress=report)
+            make_into(folder, make)
     finally:
         lock.release()
     return folder
 
 
-def make_into(
-    folder: Path, maker: Maker, *, seed: int, options: Mapping[str, Any], progress: Progress
-) -> None:
-    """Call the maker on another folder, which becomes `folder` once complete; the caller holds the lock."""
+def make_into(folder: Path, make: Callable[[Path], None]) -> None:
+    """Let `make` fill another folder, which becomes `folder` once complete; the caller holds the lock."""
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # what a killed maker left
     part.mkdir()
     try:
-        call(maker, part, seed=seed, progress=progress, **options)
-        if not (part / "config.json").is_file():
-            raise ConfigError(
-                f"{maker.reference} wrote no config.json: a model maker writes a Hugging Face model folder "
-                "into its first argument. Call model.save_pretrained(folder) and "
-                "tokenizer.save_pretrained(folder)."
-            )
+        make(part)
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)

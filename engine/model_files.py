@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig
 
-from verigrad.engine import makers
+from verigrad.engine import lora, makers
 from verigrad.engine.config import Config, ConfigError
 
 
@@ -41,6 +41,8 @@ def fetch(cfg: Config, *, progress: Callable[[str, float], None] | None = None) 
         )
     else:
         folder = _download(reference)
+    if lora.is_adapter(folder):
+        folder = _merged(folder, cfg)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=cfg.policy.trust_remote_code)
     except (OSError, ValueError) as error:
@@ -48,6 +50,20 @@ def fetch(cfg: Config, *, progress: Callable[[str, float], None] | None = None) 
         raise ConfigError(f"policy.model = {reference!r}: no tokenizer could be loaded: {reason}") from error
     _require_positions(cfg, folder)
     return ModelFiles(str(folder), tokenizer, _eos_ids(folder, tokenizer, reference), fingerprint(folder))
+
+
+def _merged(adapter: Path, cfg: Config) -> Path:
+    """An adapter and its base as one model folder, made once and kept in the cache."""
+    base = lora.base_of(adapter)
+    if not Path(base).is_dir():
+        base = str(_download(base))
+    key = hashlib.sha256(f"{fingerprint(adapter)} {fingerprint(Path(base))}".encode()).hexdigest()[:16]
+    trust = cfg.policy.trust_remote_code
+
+    def make(folder: Path) -> None:
+        lora.merge_into(folder, adapter, Path(base), trust_remote_code=trust)
+
+    return makers.make_once(f"merged-{key}", make)
 
 
 def _download(reference: str) -> Path:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from verigrad.engine import lora
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.loss import LossFn, LossSums, merge, mismatch_sums
 from verigrad.engine.optim import build_optimizer, learning_rate
@@ -52,25 +53,45 @@ class Policy:
     """A causal language model with float32 weights, its optimizer and (with a KL term) its frozen start."""
 
     def __init__(self, cfg: Config, model_folder: str, *, tokenizer: Any, start_folder: str) -> None:
-        """Load weights from `model_folder`; the KL reference, if any, from `start_folder`."""
-        self.cfg, self.tokenizer = cfg, tokenizer
+        """Load weights from `model_folder`; the KL reference, if any, from `start_folder`.
+
+        With adapters (LoRA) the weights are those of `start_folder`, and `model_folder`, where it is another,
+        holds the adapter.
+        """
+        self.cfg, self.tokenizer, self.start_folder = cfg, tokenizer, start_folder
         self.device = find_device(cfg)
-        self.model = load_model(cfg, model_folder).to(self.device)
+        self.adapted = cfg.lora.rank > 0
+        self.model = load_model(cfg, start_folder if self.adapted else model_folder)
+        if self.adapted:
+            lora.attach(self.model, cfg.lora, seed=cfg.train.seed)
+            if model_folder != start_folder:
+                lora.load(self.model, Path(model_folder))
+        self.model = self.model.to(self.device)
         self.optimizer = build_optimizer(self.model, cfg.optim)
-        self.reference: nn.Module | None = None
-        if cfg.algorithm.kl_coef > 0:
+        self.has_reference = cfg.algorithm.kl_coef > 0
+        self.reference: nn.Module | None = None  # with adapters it is the model without them
+        if self.has_reference and not self.adapted:
             self.reference = load_model(cfg, start_folder).to(self.device).requires_grad_(False)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight by its Hugging Face name, as the sampler takes them."""
+        """Every weight by its Hugging Face name, as the sampler takes them; adapters merged in."""
+        if self.adapted:
+            yield from lora.merged(self.model)
+            return
         for name, weight in self.model.named_parameters():
             yield name, weight.detach()
 
+    def save_adapter(self, folder: Path) -> None:
+        """The adapters alone, for a sampler that loads them."""
+        lora.save(self.model, folder, base=self.start_folder)
+
     def logprobs(self, batch: PackedBatch, *, temperature: float, reference: bool = False) -> Tensor:
         """Log-probability of each label [T] float32 on the CPU; 0 where loss_mask is False."""
-        model = self.reference if reference else self.model
-        assert model is not None
-        return self._look(model, batch, temperature=temperature)["old"]
+        if not reference:
+            return self._look(self.model, batch, temperature=temperature)["old"]
+        assert self.has_reference
+        with lora.switched_off(self.model) if self.adapted else nullcontext():
+            return self._look(self.reference or self.model, batch, temperature=temperature)["old"]
 
     @torch.no_grad()
     def _look(
@@ -103,7 +124,7 @@ class Policy:
         temperature = self.cfg.rollout.temperature
         done = []
         for batch in batches:
-            if self.reference is not None:
+            if self.has_reference:
                 ref = self.logprobs(batch, temperature=temperature, reference=True)
                 batch = dataclasses.replace(batch, ref_logprobs=ref)
             if with_old or needs:
@@ -198,14 +219,19 @@ class Policy:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def save_model(self, folder: Path) -> None:
-        """Weights, config and tokenizer as a Hugging Face folder."""
-        self.model.save_pretrained(folder)
+        """Weights, config and tokenizer as a Hugging Face folder; of an adapted model the adapter alone."""
+        if self.adapted:
+            self.save_adapter(folder)
+        else:
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     @torch.no_grad()
-    def move_reference(self, mix: float) -> None:
+    def move_reference(self) -> None:
         """reference <- mix * policy + (1 - mix) * reference (TR-DPO, arXiv 2404.09656)."""
+        mix = self.cfg.algorithm.ref_sync_mix
         assert self.reference is not None
+        assert mix is not None, "config.resolve fills it"
         ours = dict(self.model.named_parameters())
         for name, theirs in self.reference.named_parameters():
             theirs.lerp_(ours[name], mix)

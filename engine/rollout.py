@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -67,6 +68,13 @@ class Engine(Protocol):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Replace all weights in place and forget every cached activation; refused while sampling."""
+        ...
+
+    def load_adapter(self, folder: Path) -> None:
+        """Use the adapter in the folder (LoRA, as peft writes it) on the weights the engine started with.
+
+        Forgets every cached activation; the folder may be gone afterwards. Refused while sampling.
+        """
         ...
 
     def release(self) -> None:

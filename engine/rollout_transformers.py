@@ -1,12 +1,14 @@
 """Sampling by plain transformers, for machines without vLLM: slower, and the same in every other respect."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+from verigrad.engine import lora
 from verigrad.engine.config import Config
 from verigrad.engine.rollout import SamplerError, SamplingParams, TokenOutput, TokenRequest
 from verigrad.engine.schema import FinishReason
@@ -23,6 +25,7 @@ class TransformersEngine:
             model_folder, dtype=dtype, trust_remote_code=cfg.policy.trust_remote_code
         )
         self.model.requires_grad_(False).to(self.device).eval()
+        self.adapted = False
         self.eos_ids = frozenset(eos_ids)
         self.max_seqs = cfg.rollout.max_seqs
         self.tokenizer = (
@@ -104,6 +107,15 @@ class TransformersEngine:
             raise SamplerError(
                 f"the trainer did not send {len(ours)} weights, {next(iter(ours))!r} among them"
             )
+
+    def load_adapter(self, folder: Path) -> None:
+        """See Engine.load_adapter."""
+        if not self.adapted:
+            self.model.load_adapter(str(folder))
+            self.model.requires_grad_(False).to(self.device).eval()
+            self.adapted = True
+        else:
+            lora.load(self.model, folder)
 
     def release(self) -> None:
         """See Engine.release. The weights stay: this engine is for small models."""

@@ -1,6 +1,7 @@
 """Sampling by vLLM inside this process, through the engine's own step loop."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,13 @@ if not torch.cuda.is_available():
 
 from vllm import LLM
 from vllm import SamplingParams as VllmParams
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 
-from verigrad.engine.config import Config
+from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.rollout import SamplerError, SamplingParams, TokenOutput, TokenRequest
+
+MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM takes
 
 
 class VllmEngine:
@@ -42,11 +46,13 @@ class VllmEngine:
             use_tqdm_on_load=False,
             generation_config="vllm",  # the model folder's own top_p or temperature must not sneak in
             **self._device_settings(cfg),
+            **adapter_settings(cfg),
         )
         # The CPU worker replaces this function by a no-op for the whole process; the trainer needs it.
         torch.set_num_threads = set_num_threads
         torch.set_num_threads(threads)
         self._num_calls = 0
+        self.adapter: LoRARequest | None = None
 
     def _device_settings(self, cfg: Config) -> dict[str, Any]:
         if not self.on_gpu:
@@ -80,7 +86,8 @@ class VllmEngine:
             for name, index in names.items():
                 request = requests[index]
                 prompt = {"prompt_token_ids": list(request.prompt_ids)}
-                engine.add_request(name, prompt, self._vllm_params(params, seed=request.seed))
+                own = self._vllm_params(params, seed=request.seed)
+                engine.add_request(name, prompt, own, lora_request=self.adapter)
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     if output.finished:
@@ -112,6 +119,17 @@ class VllmEngine:
             self.llm.apply_model(_repack_head)
         self._reset_prefix_cache()
 
+    def load_adapter(self, folder: Path) -> None:
+        """See Engine.load_adapter. Every version is an adapter of its own: vLLM never reads one twice."""
+        before = self.adapter
+        number = before.lora_int_id + 1 if before else 1
+        self.adapter = LoRARequest(f"version-{number}", number, str(folder))
+        if not self.llm.llm_engine.add_lora(self.adapter):
+            raise SamplerError(f"vLLM refused adapter {number}; see its log")
+        if before is not None:
+            self.llm.llm_engine.remove_lora(before.lora_int_id)
+        self._reset_prefix_cache()
+
     def _reset_prefix_cache(self) -> None:
         if not self.llm.llm_engine.reset_prefix_cache():
             raise SamplerError(
@@ -133,6 +151,19 @@ class VllmEngine:
         """See Engine.close."""
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
+
+
+def adapter_settings(cfg: Config) -> dict[str, Any]:
+    """vLLM's, for an engine that is given adapters: room for two, the last version and the next."""
+    if cfg.lora.rank == 0 or cfg.lora.load == "merged":
+        return {}
+    if cfg.lora.rank > MAX_LORA_RANKS[-1]:
+        raise ConfigError(
+            f"lora.rank = {cfg.lora.rank} is more than the {MAX_LORA_RANKS[-1]} that vLLM loads; "
+            "set lora.load = 'merged', or a lower rank"
+        )
+    room = next(rank for rank in MAX_LORA_RANKS if rank >= cfg.lora.rank)
+    return {"enable_lora": True, "max_lora_rank": room, "max_loras": 2, "max_cpu_loras": 2}
 
 
 def _token_output(index: int, completion: Any) -> TokenOutput:

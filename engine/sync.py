@@ -1,7 +1,9 @@
 """Trained weights into the sampler, and the proof that they arrived."""
 
 import math
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import Tensor
 
@@ -35,12 +37,18 @@ class WeightSync:
         assert cfg.sync.max_canary_gap is not None, "config.load resolves it"
         assert cfg.sync.max_mismatch_kl is not None, "config.load resolves it"
         self.max_gap, self.max_mismatch_kl = cfg.sync.max_canary_gap, cfg.sync.max_mismatch_kl
+        self.adapters_alone = cfg.lora.rank > 0 and cfg.lora.load == "adapter"
         self.exact = cfg.policy.dtype == "float32"
         self.last: tuple[list[Rollout], Tensor] | None = None  # canaries of the last proof, and our logprobs
 
     def push(self, version: int) -> Metrics:
         """Load the policy's weights into the running engine as `version`, and prove it."""
-        self.sampler.engine.load_weights(self.policy.weights())
+        if self.adapters_alone:
+            with tempfile.TemporaryDirectory(prefix="verigrad-adapter-") as folder:
+                self.policy.save_adapter(Path(folder))
+                self.sampler.engine.load_adapter(Path(folder))
+        else:
+            self.sampler.engine.load_weights(self.policy.weights())
         self.sampler.policy_version = version
         return self.prove()
 

@@ -89,8 +89,8 @@ def train_step(loop: Loop, run: Run, cfg: Config, step: int) -> Metrics:
         loop.sampler.engine.release()
         metrics |= update(loop, scored, cfg, step)
         loop.coefs = loop.algorithm.adapt(loop.coefs, metrics, len(scored) * cfg.rollout.group_size)
-        if cfg.algorithm.ref_sync_every and step % cfg.algorithm.ref_sync_every == 0:
-            loop.policy.move_reference(cfg.algorithm.ref_sync_mix)
+        if (every := cfg.algorithm.ref_sync_every) and step % every == 0:
+            loop.policy.move_reference()
         loop.sampler.engine.reclaim()
     with run.timed("sync"):
         loop.policy_version += 1

@@ -164,7 +164,10 @@ def test_a_killed_maker_leaves_no_model_and_the_next_run_starts_afresh(here):
     (left / "stale").write_text("from the killed one")
     name = left.name.removesuffix(".part")
     maker = makers.find("mine.py:model")
-    makers.make_into(made / name, maker, seed=1, options={"slow_s": 0.0}, progress=lambda *_: None)
+    options = {"slow_s": 0.0}
+    makers.make_into(
+        made / name, lambda part: makers.call(maker, part, seed=1, progress=lambda *_: None, **options)
+    )
     assert sorted(p.name for p in (made / name).iterdir()) == ["config.json", "weights"]
     assert not left.exists()
 
