@@ -78,6 +78,32 @@ class RunConfig(Section):
         return value
 
 
+EVAL_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class EvalSet(Section):
+    """One more set of held-out problems, a table [data.evals.NAME] of a recipe; engine/data.py."""
+
+    path: str = Field(min_length=1)
+    """A .jsonl, .parquet or .csv file, a hub id, or a maker."""
+    split: str = "test"
+    """Split to read of a hub data set."""
+    options: dict[str, Any] = {}
+    """Keyword arguments for a maker."""
+    columns: dict[str, str] = {}
+    """Our column name -> the file's."""
+    num: int = Field(default=0, ge=0)
+    """At most this many problems of it, the same ones for the same seed; 0 is all."""
+    verifier: str = ""
+    """Judge of this set; empty is that of [eval]."""
+    verifier_options: dict[str, Any] = {}
+    """Keyword arguments for the judge."""
+    num_samples: int | None = Field(default=None, ge=1)
+    """Samples per problem; empty is eval.num_samples."""
+    temperature: float | None = Field(default=None, ge=0)
+    """Sampling temperature; empty is eval.temperature."""
+
+
 class DataConfig(Section):
     """engine/data.py."""
 
