@@ -4,157 +4,95 @@ N: trainable tokens of one micro-batch. Nothing here normalises: weights do (agg
 losses, gradients and sums of micro-batches add up to those of the whole optimizer step.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from verigrad.engine.schema import Metrics
+from verigrad.engine.correction import Correction, correction_sums, importance_weights, off_policy_keep
+from verigrad.engine.divergence import Estimator, kl_term, kl_values, log_mismatch, log_ratio
+from verigrad.engine.schema import Coefs, LossInputs, Metrics, TokenLoss
 
-LOG_RATIO_LIMIT = (
-    20.0  # beyond it exp() heads for infinity, and 0 * inf in a clipped branch's gradient is NaN
-)
-
-Correction = Literal["icepop", "tis", "none"]
-Estimator = Literal["k3_ratio", "k2"]
 LossSums = dict[str, Tensor]
 
-
-@dataclass(frozen=True, slots=True)
-class LossInputs:
-    """What the loss sees of one micro-batch: the trainable tokens, already selected."""
-
-    logprobs: Tensor  # [N] float, with gradient: under the policy being trained
-    old_logprobs: Tensor  # [N] float: under the policy the ratio is taken against
-    rollout_logprobs: Tensor  # [N] float: as the sampler reported them; NaN where it did not
-    ref_logprobs: Tensor | None  # [N] float: under the frozen reference
-    entropy: Tensor | None  # [N] float, with gradient: of the whole next-token distribution, in nats
-    advantages: Tensor  # [N] float
-    weights: Tensor  # [N] float: loss = sum(weights * token loss)
-    sequence: Tensor  # [N] int64: index of the token's rollout within the micro-batch
-
-
-LossFn = Callable[[LossInputs], tuple[Tensor, LossSums]]
+LossFn = Callable[[LossInputs, Coefs], tuple[Tensor, LossSums]]
 """One micro-batch -> its share of the step's loss (scalar) and of the step's sums."""
 
 
 def policy_loss(
     inputs: LossInputs,
+    coefs: Coefs,
     *,
-    clip_low: float,
-    clip_high: float,
+    token_loss: Callable[[LossInputs], TokenLoss],
     correction: Correction,
-    correction_low: float,
-    correction_high: float,
-    kl_coef: float,
-    kl_estimator: Estimator,
-    entropy_coef: float,
+    correction_low: float | None,
+    correction_high: float | None,
+    off_policy_delta: float | None,
+    kl_estimator: Estimator | None,
 ) -> tuple[Tensor, LossSums]:
-    """Weighted sum over tokens of corrected clipped loss + kl_coef * KL - entropy_coef * entropy.
+    """Weighted sum over tokens of corrected token loss + coefs.kl * KL - coefs.entropy * entropy.
 
-    The correction multiplies the clipped loss alone: a token whose sampling probability cannot be
-    trusted is still held to the reference.
+    The correction and the off-policy mask (`off_policy_delta`; None is off) multiply the token loss alone: a
+    token whose sampling probability cannot be trusted is still held to the reference. With `kl_estimator`
+    None there is no KL in the loss; it is measured wherever there is a reference.
     """
-    token_loss = clipped(inputs, clip_low=clip_low, clip_high=clip_high) * importance_weights(
-        inputs, kind=correction, low=correction_low, high=correction_high
-    )
-    if kl_coef:
-        token_loss = token_loss + kl_coef * kl_term(inputs, estimator=kl_estimator)
-    if entropy_coef:
+    bounded = token_loss(inputs)
+    weights = importance_weights(inputs, kind=correction, low=correction_low, high=correction_high)
+    keep = torch.ones_like(weights, dtype=torch.bool)
+    if off_policy_delta is not None:
+        keep = off_policy_keep(inputs, delta=off_policy_delta)
+    values = bounded.values * torch.where(keep, weights, 0.0)
+    if kl_estimator is not None and coefs.kl:
+        values = values + coefs.kl * kl_term(inputs, estimator=kl_estimator)
+    if coefs.entropy:
         assert inputs.entropy is not None, "an entropy bonus needs the entropy"
-        token_loss = token_loss - entropy_coef * inputs.entropy
-    loss = (inputs.weights * token_loss).sum()
-    sums = {"loss_sum": loss.detach().double()}
-    sums |= _policy_sums(inputs, clip_low=clip_low, clip_high=clip_high)
-    sums |= _correction_sums(inputs, kind=correction, low=correction_low, high=correction_high)
-    sums |= mismatch_sums(inputs)
-    return loss, sums
+        values = values - coefs.entropy * inputs.entropy
+    loss = (inputs.weights * values).sum()
+    sums = {"loss_sum": loss.detach().double(), "off_policy_dropped_count": _count(~keep)}
+    sums |= _policy_sums(inputs, bounded)
+    sums |= correction_sums(inputs, weights, kind=correction, low=correction_low, high=correction_high)
+    return loss, sums | mismatch_sums(inputs)
 
 
-def clipped(inputs: LossInputs, *, clip_low: float, clip_high: float) -> Tensor:
-    """Loss [N] of PPO's clipped ratio (arXiv 1707.06347), with bounds of their own (arXiv 2503.14476).
+def nll(inputs: LossInputs, coefs: Coefs) -> tuple[Tensor, LossSums]:
+    """Minus the weighted sum of log-probabilities: supervised learning of the labels, with the same sums.
 
-    A token stops pushing once the ratio has left [1 - clip_low, 1 + clip_high] in the direction its
-    advantage asks for.
+    It has no policy to compare with: advantages, old and sampler's log-probabilities are not looked at, and
+    `coefs` are those of policy_loss's side terms, which are none of its own.
     """
-    ratio = _log_ratio(inputs).exp()
-    bounded = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return torch.maximum(-inputs.advantages * ratio, -inputs.advantages * bounded)
+    own = inputs.logprobs.detach()
+    inputs = dataclasses.replace(inputs, old_logprobs=own, rollout_logprobs=own)
+    return policy_loss(
+        inputs,
+        dataclasses.replace(coefs, kl=0.0, entropy=0.0),
+        token_loss=_nll_values,
+        correction="none",
+        correction_low=None,
+        correction_high=None,
+        off_policy_delta=None,
+        kl_estimator=None,
+    )
 
 
-def importance_weights(inputs: LossInputs, *, kind: Correction, low: float, high: float) -> Tensor:
-    """Weight [N], without gradient, that corrects for the sampler not being the trainer: old / rollout.
-
-    "tis" truncates it at `high`; "icepop" (arXiv 2510.18855) puts 0 outside [low, high]; "none" is 1.
-    A token weighted 0 stays in the loss's denominator. Where the sampler reported no log-probability,
-    the weight is 1. When old is rollout (bypass) every weight is 1: the ratio holds the correction.
-    """
-    if kind == "none":
-        return torch.ones_like(inputs.advantages)
-    weight = _log_mismatch(inputs).exp()
-    if kind == "tis":
-        return weight.clamp(max=high)
-    return torch.where((weight >= low) & (weight <= high), weight, 0.0)
-
-
-def kl_term(inputs: LossInputs, *, estimator: Estimator) -> Tensor:
-    """Loss [N] whose expected gradient is that of KL(policy || reference).
-
-    "k3_ratio" is ratio * k3 with the gradient flowing through the ratio too (arXiv 2512.02556), right
-    off-policy as well; "k2" is half the squared log-ratio, right on-policy only. Plain k3, GRPO's
-    choice, has the gradient of the *opposite* KL, and k1 in the loss has none (arXiv 2510.01555).
-    """
-    assert inputs.ref_logprobs is not None, "a KL term needs a reference"
-    if estimator == "k2":
-        return 0.5 * (inputs.logprobs - inputs.ref_logprobs) ** 2
-    # the ratio must not be detached: ratio * k3 alone has k3's gradient, that of the opposite KL
-    return _log_ratio(inputs).exp() * _k3(inputs.logprobs - inputs.ref_logprobs)
-
-
-def _log_ratio(inputs: LossInputs) -> Tensor:
-    """log(policy / old) [N]; where old is unknown (bypass, and the sampler gave no number) the ratio is 1."""
-    known = inputs.old_logprobs.isfinite()
-    old = torch.where(known, inputs.old_logprobs, inputs.logprobs.detach())
-    return (inputs.logprobs - old).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+def _nll_values(inputs: LossInputs) -> TokenLoss:
+    never = torch.zeros_like(inputs.logprobs, dtype=torch.bool)
+    return TokenLoss(-inputs.logprobs, stopped_low=never, stopped_high=never)
 
 
 @torch.no_grad()
-def _log_mismatch(inputs: LossInputs) -> Tensor:
-    """log(old / rollout) [N], 0 where either is missing."""
-    difference = inputs.old_logprobs - inputs.rollout_logprobs
-    known = torch.where(difference.isfinite(), difference, 0.0)
-    return known.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-
-
-def _k3(log_ratio: Tensor) -> Tensor:
-    """exp(-d) - 1 + d: never negative, and its mean under the policy that samples is the KL."""
-    return (-log_ratio).clamp(max=LOG_RATIO_LIMIT).exp() - 1 + log_ratio
-
-
-@torch.no_grad()
-def _policy_sums(inputs: LossInputs, *, clip_low: float, clip_high: float) -> LossSums:
-    ratio = _log_ratio(inputs).exp()
+def _policy_sums(inputs: LossInputs, bounded: TokenLoss) -> LossSums:
     zeros = torch.zeros_like(inputs.advantages)
-    kl_ref = zeros if inputs.ref_logprobs is None else _k3(inputs.logprobs - inputs.ref_logprobs)
+    kl_ref = zeros
+    if inputs.ref_logprobs is not None:
+        kl_ref = kl_values(inputs.logprobs - inputs.ref_logprobs, estimator="k3")
     return {
         "num_tokens": _count(torch.ones_like(zeros)),
-        "clip_low_count": _count((inputs.advantages < 0) & (ratio < 1 - clip_low)),
-        "clip_high_count": _count((inputs.advantages > 0) & (ratio > 1 + clip_high)),
+        "clip_low_count": _count(bounded.stopped_low),
+        "clip_high_count": _count(bounded.stopped_high),
         "entropy_sum": _count(zeros if inputs.entropy is None else inputs.entropy),
         "kl_ref_sum": _count(kl_ref),
-        "ratio_max_dev": _largest((ratio - 1).abs()),
-    }
-
-
-@torch.no_grad()
-def _correction_sums(inputs: LossInputs, *, kind: Correction, low: float, high: float) -> LossSums:
-    weight = _log_mismatch(inputs).exp()
-    outside = (weight < low) | (weight > high)
-    return {
-        "correction_dropped_count": _count(outside & (kind == "icepop")),
-        "correction_capped_count": _count((weight > high) & (kind == "tis")),
+        "ratio_max_dev": _largest(log_ratio(inputs).expm1().abs()),
     }
 
 
@@ -164,11 +102,13 @@ def mismatch_sums(inputs: LossInputs) -> LossSums:
 
     In bypass these are one and the same: give the trainer's own as the old ones to see a difference.
     """
-    log_mismatch = _log_mismatch(inputs)
+    gap = log_mismatch(inputs)
     return {
         # k3 of the sampler against the trainer, d = log(rollout / old)
-        "mismatch_k3_sum": _count(_k3(-log_mismatch)),
-        "mismatch_max": _largest(log_mismatch.abs()),
+        "mismatch_k3_sum": _count(kl_values(-gap, estimator="k3")),
+        # with w = old / rollout, E[w^2] - 1 is the chi-squared divergence: how much variance weights bring
+        "mismatch_chi2_sum": _count((2 * gap.double()).expm1()),
+        "mismatch_max": _largest(gap.abs()),
         "nan_logprob_count": _count(~inputs.rollout_logprobs.isfinite()),
     }
 
@@ -187,7 +127,8 @@ def merge(parts: Sequence[LossSums], *, num_optimizer_steps: int = 1) -> Metrics
     """Add up the sums of micro-batches and turn them into means over tokens.
 
     The loss is the mean over optimizer steps of each one's whole loss. Entropy and KL are 0.0 where
-    none was measured.
+    none was measured. `ess_frac` is the effective sample size of the importance weights over the number of
+    tokens: 1 where all are equal, 0.0 where all are 0.
     """
     largest = {"mismatch_max", "ratio_max_dev"}
     total = {
@@ -196,19 +137,27 @@ def merge(parts: Sequence[LossSums], *, num_optimizer_steps: int = 1) -> Metrics
         else float(torch.stack([part[key] for part in parts]).sum(0))
         for key in (parts[0] if parts else ())
     }
-    num_tokens = max(total.pop("num_tokens", 0.0), 1.0)
+
+    def share(key: str, of: str) -> float:
+        return total.get(key, 0.0) / (total.get(of, 0.0) or 1.0)
+
     metrics = {"loss": total.get("loss_sum", 0.0) / num_optimizer_steps}
-    metrics |= {name: total.get(key, 0.0) / num_tokens for name, key in _MEANS.items()}
+    metrics |= {name: share(key, of) for name, (key, of) in _MEANS.items()}
+    metrics["ess_frac"] = share("weight_sum", "num_tokens") * share("weight_sum", "weight_square_sum")
     return metrics | {name: total.get(name, 0.0) for name in sorted(largest)}
 
 
-_MEANS = {
-    "clip_frac_low": "clip_low_count",
-    "clip_frac_high": "clip_high_count",
-    "entropy": "entropy_sum",
-    "kl_ref": "kl_ref_sum",
-    "mismatch_kl": "mismatch_k3_sum",
-    "correction_dropped_frac": "correction_dropped_count",
-    "correction_capped_frac": "correction_capped_count",
-    "nan_logprob_frac": "nan_logprob_count",
+_MEANS = {  # metric: what is added up, over what
+    "clip_frac_low": ("clip_low_count", "num_tokens"),
+    "clip_frac_high": ("clip_high_count", "num_tokens"),
+    "entropy": ("entropy_sum", "num_tokens"),
+    "kl_ref": ("kl_ref_sum", "num_tokens"),
+    "mismatch_kl": ("mismatch_k3_sum", "num_tokens"),
+    "mismatch_chi2": ("mismatch_chi2_sum", "num_tokens"),
+    "correction_dropped_frac": ("correction_dropped_count", "num_tokens"),
+    "correction_capped_frac": ("correction_capped_count", "num_tokens"),
+    "correction_masked_pos_frac": ("masked_positive_count", "positive_count"),
+    "correction_masked_neg_frac": ("masked_negative_count", "negative_count"),
+    "off_policy_dropped_frac": ("off_policy_dropped_count", "num_tokens"),
+    "nan_logprob_frac": ("nan_logprob_count", "num_tokens"),
 }
