@@ -67,11 +67,9 @@ def build(cfg: Config) -> Algorithm:
     """The functions of a recipe that `config.load` has resolved."""
     a = cfg.algorithm
     part = ADVANTAGE_PARTS[a.advantage]
-    options: dict[str, Any] = {name: getattr(a, name) for name in part.settings if name != "gamma"}
+    options: dict[str, Any] = {name: getattr(a, name) for name in part.settings}
     if part.parts:
         options["part_weights"] = a.part_weights
-    if "gamma" in part.settings:
-        options["gamma"] = a.gamma
     aggregate = AGGREGATES[a.aggregation](cfg.rollout.max_tokens)
     return Algorithm(
         shape=_shape(cfg),

@@ -43,7 +43,7 @@ def attach(model: Any, cfg: LoraConfig, *, seed: int) -> None:
     head = model.get_output_embeddings()
     if isinstance(head, LoraLayer):
         raise ConfigError(
-            "lora.targets names the output head, which is not adapted: log-probabilities are computed from its "
+            "lora.targets names the output head, which is not adapted: its log-probabilities come from the "
             "plain weight; take it out"
         )
     if any(isinstance(module, LoraLayer) for module in [model.get_input_embeddings()]):

@@ -4,7 +4,8 @@ import pytest
 import tomli_w
 
 from verigrad.engine import config
-from verigrad.engine.config import ALGORITHMS, RECIPES, Config, ConfigError
+from verigrad.engine.catalogue import ROWS
+from verigrad.engine.config import RECIPES, Config, ConfigError
 
 NAMES = """
 train.num_steps train.seed run.folder run.save_every eval.every policy.model data.path verifier.name
@@ -57,18 +58,38 @@ def test_shipped_recipes_load_and_are_short(path):
     assert len(path.read_text().splitlines()) <= 40
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize(
     ("old", "correction"),
     [("trainer", None), ("trainer", "none"), ("trainer", "tis"), ("rollout", None), ("rollout", "none")],
 )
 def test_the_resolved_recipe_loads_as_itself(tmp_path, name, old, correction):
+    if (name, old) == ("otb", "rollout") or (name, correction) == ("prime", "tis"):
+        return  # refused, see below
     algorithm = {"name": name, "old_logprobs": old} | ({"correction": correction} if correction else {})
     first = config.load(recipe(tmp_path, algorithm=algorithm, policy={"dtype": "bfloat16"}))
     again = tmp_path / "again.toml"
     again.write_text(config.to_toml(first))
     assert config.load(str(again)) == first
     assert config.differences(config.load(str(again)), first) == []
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "algorithm.kl_coef=0.1 algorithm.kl_target=0.05 algorithm.ref_sync_every=3",
+        "algorithm.kl_coef=0.1 algorithm.kl_place=reward",
+        "algorithm.reject=sequence_max algorithm.reject_measure=k2 algorithm.entropy_target=1",
+        "algorithm.reject=token algorithm.correction=geometric_mask algorithm.correction_norm=true",
+        "algorithm.advantage=gdpo algorithm.part_weights={right=1,format=0.1} algorithm.loss=vespo",
+        "algorithm.loss=prime lora.rank=8 lora.load=adapter",
+    ],
+)
+def test_a_resolved_recipe_of_many_parts_loads_as_itself(tmp_path, plain, overrides):
+    first = config.load(plain, overrides.split())
+    again = tmp_path / "again.toml"
+    again.write_text(config.to_toml(first))
+    assert config.load(str(again)) == first
 
 
 def test_the_record_leaves_nothing_open(plain):
@@ -182,7 +203,49 @@ def test_what_is_not_there_is_answered_with_what_is(plain, override, says):
         ("eval.pass_k=[0]", "eval.pass_k = [0]"),
         ("eval.num_samples=4", "has no effect at eval.temperature = 0"),
         ("eval.every=0 eval.temperature=0.5", "eval.temperature has no effect with eval.every = 0"),
-        ("algorithm.name=rloo algorithm.std_eps=1e-4", "rloo does not divide by a standard deviation"),
+        (
+            "algorithm.name=rloo algorithm.std_eps=1e-4",
+            "algorithm.std_eps has no effect: advantage 'leave_one",
+        ),
+        ("algorithm.ratio_cap=3", "advantage 'group_norm' and loss 'clip' do not take it; remove it"),
+        ("algorithm.part_weights={a=1}", "algorithm.part_weights has no effect with advantage 'group_norm'"),
+        (
+            "algorithm.name=pkpo algorithm.pass_k=9",
+            "algorithm.pass_k = 9 is more than rollout.group_size = 8",
+        ),
+        ("algorithm.name=pass_at_k rollout.group_size=2", "algorithm.pass_k = 4 is more than rollout.group_"),
+        ("algorithm.clip_low=1.5 train.num_minibatches=2", "asks for a negative ratio"),
+        ("algorithm.name=dppo algorithm.clip_high=2 train.num_minibatches=2", "set them to at most 1"),
+        ("algorithm.name=cispo algorithm.ratio_cap=0.5 train.num_minibatches=2", "on both sides of 1"),
+        ("algorithm.name=sapo algorithm.tau_pos=2", "algorithm.tau_pos has no effect with train.num_min"),
+        ("algorithm.name=prime algorithm.correction=tis", "loss 'prime': its ratio is already taken against"),
+        ("algorithm.correction=none algorithm.correction_norm=true", "correction_norm has no effect"),
+        ("algorithm.correction=sequence_tis algorithm.correction_low=0.1", "correction_low has no effect"),
+        ("algorithm.correction=geometric_mask algorithm.correction_low=1.1", "lie on both sides of 1"),
+        ("algorithm.reject_high=3", "algorithm.reject_high has no effect with reject = 'none'"),
+        ("algorithm.reject_measure=k2", "algorithm.reject_measure has no effect with reject = 'none'"),
+        ("algorithm.reject=token algorithm.reject_low=2", "must lie on both sides of 1"),
+        ("algorithm.reject=token algorithm.reject_measure=k3 algorithm.reject_low=0.1", "no effect with rej"),
+        ("algorithm.reject=token algorithm.old_logprobs=rollout", "set old_logprobs = 'trainer'"),
+        ("algorithm.name=otb algorithm.old_logprobs=rollout", "set old_logprobs = 'trainer'"),
+        ("algorithm.top_entropy_frac=0.2 algorithm.old_logprobs=rollout", "set old_logprobs = 'trainer'"),
+        ("algorithm.kl_target=0.1", "algorithm.kl_target has no effect with kl_coef = 0"),
+        ("algorithm.kl_place=reward", "algorithm.kl_place has no effect with kl_coef = 0"),
+        ("algorithm.ref_sync_every=5", "algorithm.ref_sync_every has no effect with kl_coef = 0"),
+        ("algorithm.kl_coef=0.1 algorithm.kl_estimator=k1", "an expected gradient of exactly 0"),
+        (
+            "algorithm.kl_coef=0.1 algorithm.kl_place=reward algorithm.kl_estimator=k3_ratio",
+            "in the gradient",
+        ),
+        ("algorithm.kl_coef=0.1 algorithm.kl_horizon=100", "kl_horizon has no effect without kl_target"),
+        ("algorithm.kl_coef=0.1 algorithm.ref_sync_mix=0.5", "no effect with ref_sync_every = 0"),
+        ("algorithm.entropy_delta=0.1", "entropy_delta has no effect without entropy_target"),
+        ("algorithm.entropy_target=1 algorithm.entropy_coef=2", "above 1"),
+        ("algorithm.loss=clipp", "algorithm.loss = 'clipp' is not known; did you mean 'clip'?"),
+        (
+            "algorithm.aggregation=tokens",
+            "algorithm.aggregation = 'tokens' is not known; did you mean 'token_",
+        ),
         ("algorithm.old_logprobs=rollout algorithm.correction=tis", "remove one of the two"),
         ("algorithm.old_logprobs=rollout algorithm.correction=icepop", "remove one of the two"),
         ("algorithm.old_logprobs=rollout algorithm.correction_low=0.1", "remove one of the two"),

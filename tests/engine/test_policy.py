@@ -71,7 +71,7 @@ def gradients(p, batches, algorithm, *, first=True):
     p.optimizer.zero_grad(set_to_none=True)
     sums = []
     for batch in batches:
-        loss, part = p._loss(batch, algorithm.loss, first=first)
+        loss, part = p._loss(batch, algorithm.loss, algorithm.coefs, first=first)
         loss.backward()
         sums.append(part)
     return torch.cat([w.grad.flatten() for w in p.model.parameters()]), sums
@@ -108,10 +108,10 @@ def test_the_first_ratio_is_one_and_the_second_is_not():
     algorithm, p = algorithms.build(cfg), policy(cfg)
     batches = pack(random_groups(), algorithm.aggregate, max_tokens=512)
     batches = p.frozen(batches, with_old=True)
-    first = p.update(batches, algorithm.loss, step=1, first=True)
+    first = p.update(batches, algorithm.loss, algorithm.coefs, step=1, first=True)
     assert first.applied
     assert combine([first])["ratio_max_dev"] == 0
-    second = p.update(batches, algorithm.loss, step=1, first=False)
+    second = p.update(batches, algorithm.loss, algorithm.coefs, step=1, first=False)
     assert combine([second])["ratio_max_dev"] > 1e-3
 
 
@@ -127,7 +127,7 @@ def test_bypass_takes_the_ratio_against_the_sampler_and_still_reports_the_mismat
     cfg = config(algorithm={"old_logprobs": "rollout"})
     algorithm, p = algorithms.build(cfg), policy(cfg)
     batches = pack(random_groups(), algorithm.aggregate, max_tokens=512)
-    done = p.update(batches, algorithm.loss, step=1, first=True)
+    done = p.update(batches, algorithm.loss, algorithm.coefs, step=1, first=True)
     metrics = combine([done])
     truth = torch.cat([p.logprobs(b, temperature=1.0)[b.loss_mask] for b in batches])
     assert metrics["mismatch_max"] > 0.5  # the groups' log-probabilities are invented
@@ -141,7 +141,7 @@ def test_a_gradient_step_lowers_the_loss_it_was_taken_for():
     batches = p.frozen(pack(random_groups(), algorithm.aggregate, max_tokens=512), with_old=True)
     losses = []
     for _ in range(3):
-        done = p.update(batches, algorithm.loss, step=1, first=False)
+        done = p.update(batches, algorithm.loss, algorithm.coefs, step=1, first=False)
         losses.append(combine([done])["loss"])
     assert losses[2] < losses[1] < losses[0]
 
@@ -152,11 +152,11 @@ def test_a_non_finite_loss_changes_nothing_and_says_so():
     batches = pack(random_groups(), algorithm.aggregate, max_tokens=512)
     broken = [dataclasses.replace(b, advantages=b.advantages * math.inf) for b in batches]
     before = [w.clone() for _, w in p.weights()]
-    done = p.update(broken, algorithm.loss, step=1, first=True)
+    done = p.update(broken, algorithm.loss, algorithm.coefs, step=1, first=True)
     assert not done.applied
     assert all(torch.equal(a, b) for a, (_, b) in zip(before, p.weights(), strict=True))
     assert not p.optimizer.state
-    assert p.update(batches, algorithm.loss, step=1, first=True).applied
+    assert p.update(batches, algorithm.loss, algorithm.coefs, step=1, first=True).applied
 
 
 def test_gradient_checkpointing_gives_the_same_gradient():
@@ -179,19 +179,19 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights():
     gap = (exact.logprobs(batch, temperature=1.0) - rough.logprobs(batch, temperature=1.0)).abs().max()
     assert 1e-4 < gap < 0.3
     assert all(w.dtype == torch.float32 for _, w in rough.weights())
-    assert rough.update([batch], algorithm.loss, step=1, first=True).applied
+    assert rough.update([batch], algorithm.loss, algorithm.coefs, step=1, first=True).applied
 
 
 def test_the_kl_reference_is_the_start_and_does_not_move():
     cfg = config(algorithm={"kl_coef": 0.5})
     algorithm, p = algorithms.build(cfg), policy(cfg)
     batches = p.frozen(pack(random_groups(), algorithm.aggregate, max_tokens=512), with_old=False)
-    metrics = combine([p.update(batches, algorithm.loss, step=1, first=True)])
+    metrics = combine([p.update(batches, algorithm.loss, algorithm.coefs, step=1, first=True)])
     assert metrics["kl_ref"] == pytest.approx(0, abs=1e-6)
     before = batches[0].ref_logprobs
     again = p.frozen(pack(random_groups(), algorithm.aggregate, max_tokens=512), with_old=False)
     assert torch.equal(before, again[0].ref_logprobs)
-    assert combine([p.update(again, algorithm.loss, step=1, first=True)])["kl_ref"] > 1e-5
+    assert combine([p.update(again, algorithm.loss, algorithm.coefs, step=1, first=True)])["kl_ref"] > 1e-5
 
 
 def test_a_policy_without_kl_holds_no_reference():
@@ -204,7 +204,7 @@ def test_the_saved_folder_loads_in_transformers_with_the_same_logprobs(tmp_path)
     cfg = config()
     algorithm, p = algorithms.build(cfg), policy(cfg)
     batch = pack(random_groups(), algorithm.aggregate, max_tokens=512)[0]
-    p.update([batch], algorithm.loss, step=1, first=True)
+    p.update([batch], algorithm.loss, algorithm.coefs, step=1, first=True)
     p.save_model(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     ids = [2, 5, 9, 12, 7]
