@@ -21,7 +21,7 @@ from verigrad.engine.rollout import Sampler
 from verigrad.engine.rollout_backends import build_engine
 from verigrad.engine.run import Run
 from verigrad.engine.schema import Coefs
-from verigrad.engine.scoring import Scorer, open_scorers
+from verigrad.engine.scoring import Judges, Scorer, open_scorers
 from verigrad.engine.screen import Screen
 from verigrad.engine.sync import WeightSync
 from verigrad.verifiers.base import Problem
@@ -35,7 +35,7 @@ class Loop:
     sampler: Sampler
     sync: WeightSync
     scorer: Scorer  # pays the rewards
-    judge: Scorer  # of held-out answers; often the same
+    judges: Judges  # of held-out answers
     problems: ProblemStream | Curriculum
     evals: Mapping[str, list[Problem]]
     algorithm: Algorithm
@@ -49,7 +49,7 @@ class Loop:
 def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
     """Build every part, take up the checkpoint if there is one, and prove that trainer and sampler agree."""
     find_device(cfg)
-    with open_scorers(cfg) as (scorer, judge):
+    with open_scorers(cfg) as (scorer, judges):
         with run.timed("start"):  # what is cheap to get wrong is looked at before a model is made or fetched
             scorer.require_fit(data.first_problem(cfg.data, seed=cfg.train.seed))
             model = model_files.fetch(cfg, progress=screen.progress)
@@ -69,7 +69,7 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
                     sampler=sampler,
                     sync=WeightSync(policy, sampler, dataset.train[:2], cfg=cfg),
                     scorer=scorer,
-                    judge=judge,
+                    judges=judges,
                     problems=problem_stream(dataset.train, cfg),
                     evals=dataset.evals,
                     algorithm=algorithm,

@@ -30,10 +30,10 @@ def _missing(c: Config) -> Iterator[str]:
         yield "policy.model is empty; set a Hugging Face folder, a hub id or a maker"
     if not c.data.path:
         yield "data.path is empty; set a .jsonl, .parquet or .csv file, a hub id or a maker"
-    if c.eval.every and not c.data.eval_path and not c.data.num_eval:
+    if c.eval.every and not (c.data.eval_path or c.data.num_eval or c.data.evals):
         yield (
             "eval.every > 0, but data.num_eval = 0 holds nothing out; "
-            "set data.num_eval, data.eval_path, or eval.every = 0"
+            "set data.num_eval, data.eval_path, data.evals.NAME.path, or eval.every = 0"
         )
 
 
@@ -80,18 +80,37 @@ def _size_contradictions(c: Config) -> Iterator[str]:
 
 
 def _eval_contradictions(c: Config) -> Iterator[str]:
-    if bad := [k for k in c.eval.pass_k if not 1 <= k <= c.eval.num_samples]:
-        yield (
-            f"eval.pass_k = {bad}: each k must be from 1 to eval.num_samples = {c.eval.num_samples}; "
-            "raise eval.num_samples or change eval.pass_k"
-        )
-    if c.eval.num_samples > 1 and c.eval.temperature == 0:
-        yield (
-            f"eval.num_samples = {c.eval.num_samples} has no effect at eval.temperature = 0: greedy samples "
-            "are all the same; set eval.temperature > 0 or eval.num_samples = 1"
-        )
+    yield from sampling_of_evals(c)
     if c.eval.every == 0 and (unused := sorted(_chosen(c.eval) - {"every"})):
         yield f"eval.{unused[0]} has no effect with eval.every = 0; remove it or set eval.every > 0"
+    for name, one in c.data.evals.items():
+        if one.options and not _is_maker(one.path):
+            yield (
+                f"data.evals.{name}.options are for makers, and its path {one.path!r} is none; remove them"
+            )
+        if "split" in _chosen(one) and not _has_splits(one.path):
+            yield f"data.evals.{name}.split has no effect: its path {one.path!r} is no hub data; remove it"
+
+
+def sampling_of_evals(c: Config) -> Iterator[str]:
+    """What cannot be of how held-out problems are sampled, in training or by `verigrad eval`."""
+    samples = {"eval.num_samples": (c.eval.num_samples, c.eval.temperature)}
+    for name, one in c.data.evals.items():
+        num = c.eval.num_samples if one.num_samples is None else one.num_samples
+        temperature = c.eval.temperature if one.temperature is None else one.temperature
+        if one.num_samples is not None or one.temperature is not None:
+            samples[f"data.evals.{name}.num_samples"] = (num, temperature)
+    most = max(num for num, _ in samples.values())
+    if bad := [k for k in c.eval.pass_k if not 1 <= k <= most]:
+        name = next(name for name, (num, _) in samples.items() if num == most)
+        yield f"eval.pass_k = {bad}: each k must be from 1 to {name} = {most}; raise it or change eval.pass_k"
+    for name, (num, temperature) in samples.items():
+        if num > 1 and temperature == 0:
+            where = name.replace("num_samples", "temperature")
+            yield (
+                f"{name} = {num} has no effect at {where} = 0: greedy samples are all the same; "
+                f"set {where} > 0 or {name} = 1"
+            )
 
 
 def _sampling_without_effect(c: Config) -> Iterator[str]:

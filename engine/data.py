@@ -41,6 +41,16 @@ class Dataset:
     fingerprint: str  # of every problem on both sides, in order
 
 
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """One set of held-out problems."""
+
+    problems: list[Problem]
+    prompts: NDArray[np.uint64]  # digests of those that no training row may have
+    num_skipped: int = 0  # malformed rows of its own source
+    first_skipped: str = ""
+
+
 def load(cfg: DataConfig, *, seed: int, accept: Accept | None = None) -> Dataset:
     """Read, check and split; no prompt, whatever its spacing and case, is on both sides.
 
@@ -48,33 +58,70 @@ def load(cfg: DataConfig, *, seed: int, accept: Accept | None = None) -> Dataset
     """
     if not cfg.path:
         raise ConfigError("data.path is empty: expected a file, a hub id or a maker. Set data.path.")
-    rows = read_rows(cfg.path, split=cfg.split, seed=seed, options=cfg.options)
-    table = scan(rows, cfg, name=cfg.path, accept=accept)
-    if cfg.eval_path:
-        eval_rows = read_rows(cfg.eval_path, split=cfg.eval_split, seed=seed, options=cfg.options)
-        eval_table = scan(eval_rows, cfg, name=cfg.eval_path, accept=accept)
-        some = 0 < cfg.num_eval < len(eval_table.good)
-        held_out = choose(eval_table, cfg.num_eval, seed=seed) if some else np.arange(len(eval_table.good))
-        prompts = eval_table.prompts  # also those beyond num_eval: they may be measured by the next run
-        num_skipped = table.num_skipped + eval_table.num_skipped
-        first_skipped = table.first_skipped or eval_table.first_skipped
-        evals = {short_name(cfg.eval_path): list(eval_table.problems(held_out))}
-    else:
-        held_out = choose(table, cfg.num_eval, seed=seed)
-        prompts = table.prompts[held_out]
-        num_skipped, first_skipped = table.num_skipped, table.first_skipped
-        evals = {"held_out": list(table.problems(held_out))} if cfg.num_eval else {}
-    on_other_side = np.isin(table.prompts, prompts)
+    table = scan_path(cfg, seed=seed, accept=accept)
+    sets = held_out_of(cfg, table, seed=seed, accept=accept)
+    prompts = [each.prompts for each in sets.values()]
+    on_other_side = np.isin(table.prompts, np.concatenate(prompts) if prompts else np.zeros(0, np.uint64))
     if on_other_side.all():
         remedy = "Choose another data.eval_path" if cfg.eval_path else "Set a smaller data.num_eval"
+        also = "".join(f", data.evals.{name}" for name in cfg.evals)
         raise ConfigError(
             f"{cfg.path} has {len(np.unique(table.prompts))} different prompts and all of them are held out "
-            f"(data.num_eval = {cfg.num_eval}): nothing is left to train on. {remedy}, or bring more data."
+            f"(data.num_eval = {cfg.num_eval}{also}): nothing is left to train on. {remedy}, or bring more "
+            "data."
         )
     train = table.problems(np.flatnonzero(~on_other_side))
-    num_overlap = int(on_other_side.sum()) - (0 if cfg.eval_path else len(held_out))
+    num_own = 0 if cfg.eval_path or "held_out" not in sets else len(sets["held_out"].problems)
+    skips = [(table.num_skipped, table.first_skipped)]
+    skips += [(each.num_skipped, each.first_skipped) for each in sets.values()]
+    evals = {name: each.problems for name, each in sets.items()}
     parts = [train.fingerprint, *(fingerprint_of(problems) for problems in evals.values())]
-    return Dataset(train, evals, num_skipped, first_skipped, num_overlap, f"{digest(parts):016x}")
+    return Dataset(
+        train=train,
+        evals=evals,
+        num_skipped=sum(num for num, _ in skips),
+        first_skipped=next((first for _, first in skips if first), ""),
+        num_overlap=int(on_other_side.sum()) - num_own,
+        fingerprint=f"{digest(parts):016x}",
+    )
+
+
+def load_evals(cfg: DataConfig, *, seed: int, accept: Accept | None = None) -> dict[str, HeldOut]:
+    """The held-out sets alone, the same problems as `load` gives; `path` is read only if they are of it."""
+    own = bool(cfg.path and cfg.num_eval and not cfg.eval_path)
+    table = scan_path(cfg, seed=seed, accept=accept) if own else None
+    return held_out_of(cfg, table, seed=seed, accept=accept)
+
+
+def held_out_of(
+    cfg: DataConfig, table: "Table | None", *, seed: int, accept: Accept | None
+) -> dict[str, HeldOut]:
+    """Every set by its name: of `path` (its good rows are `table`) or `eval_path`, then data.evals."""
+    sets: dict[str, HeldOut] = {}
+    if cfg.eval_path:
+        rows = read_rows(cfg.eval_path, split=cfg.eval_split, seed=seed, options=cfg.options)
+        found = scan(rows, cfg.columns, cfg.on_bad_row, name=cfg.eval_path, accept=accept)
+        sets[short_name(cfg.eval_path)] = whole_or_some(found, cfg.num_eval, seed=seed)
+    elif table is not None and cfg.num_eval:
+        chosen = choose(table, cfg.num_eval, seed=seed)
+        sets["held_out"] = HeldOut(list(table.problems(chosen)), table.prompts[chosen])
+    for name, one in cfg.evals.items():
+        if name in sets:
+            where = "data.eval_path" if cfg.eval_path else "data.num_eval"
+            raise ConfigError(
+                f"data.evals.{name} has the name of the set of {where}. Call it something else."
+            )
+        rows = read_rows(one.path, split=one.split, seed=seed, options=one.options)
+        found = scan(rows, one.columns, cfg.on_bad_row, name=one.path, accept=accept)
+        sets[name] = whole_or_some(found, one.num, seed=seed)
+    return sets
+
+
+def whole_or_some(table: "Table", num_wanted: int, *, seed: int) -> HeldOut:
+    """At most `num_wanted` problems (0 is all); a prompt left out of them may be measured by the next run."""
+    some = 0 < num_wanted < len(table.good)
+    positions = choose(table, num_wanted, seed=seed) if some else np.arange(len(table.good))
+    return HeldOut(list(table.problems(positions)), table.prompts, table.num_skipped, table.first_skipped)
 
 
 def first_problem(cfg: DataConfig, *, seed: int) -> Problem:
@@ -238,19 +285,27 @@ class Problems(Sequence[Problem]):
         return problem
 
 
-def scan(rows: Rows, cfg: DataConfig, *, name: str, accept: Accept | None) -> Table:
+def scan_path(cfg: DataConfig, *, seed: int, accept: Accept | None) -> Table:
+    """The good rows of `path`."""
+    rows = read_rows(cfg.path, split=cfg.split, seed=seed, options=cfg.options)
+    return scan(rows, cfg.columns, cfg.on_bad_row, name=cfg.path, accept=accept)
+
+
+def scan(
+    rows: Rows, columns: Mapping[str, str], on_bad_row: str, *, name: str, accept: Accept | None
+) -> Table:
     """Check every row once, keeping only digests."""
     good, prompts, contents, num_skipped, first_bad = [], [], [], 0, ""
     seen: dict[str, int] = {}
     repeats: dict[int, str] = {}
     for index in range(len(rows)):
         try:
-            problem = to_problem(rows.row(index), cfg.columns)
+            problem = to_problem(rows.row(index), columns)
             if accept is not None and (reason := accept(problem)) is not None:
                 raise BadRow(reason)
         except BadRow as error:
             report = f"{rows.place(index)}: {error}".rstrip(".")
-            if cfg.on_bad_row == "stop":
+            if on_bad_row == "stop":
                 raise ConfigError(f"{report}. Correct it, or set data.on_bad_row = 'skip'.") from error
             num_skipped += 1
             first_bad = first_bad or report
@@ -270,7 +325,7 @@ def scan(rows: Rows, cfg: DataConfig, *, name: str, accept: Accept | None) -> Ta
         raise ConfigError(f"{name} gives no problems: {why}. Expected rows with 'prompt' and 'answer'.")
     return Table(
         rows=rows,
-        columns=cfg.columns,
+        columns=columns,
         good=np.array(good, np.int64),
         prompts=np.array(prompts, np.uint64),
         contents=np.array(contents, np.uint64),

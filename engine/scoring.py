@@ -1,8 +1,9 @@
 """Groups of rollouts to verdicts, judged by worker processes while others are still being sampled."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.failures import WorkError
 from verigrad.engine.schema import RolloutGroup, VerifiedGroup
+from verigrad.engine.settings import EvalConfig, EvalSet
 from verigrad.verifiers.base import Problem, Verdict
 from verigrad.verifiers.isolation import VerifierPool
 
@@ -102,13 +104,47 @@ class Scorer:
         self.pool.close()
 
 
+class Judges:
+    """The scorers of a recipe, each opened when first asked for; those that would be equal are one."""
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self._opened: dict[str, Scorer] = {}
+        self._stack = ExitStack()
+
+    def of(self, data: str) -> Scorer:
+        """Who judges this evaluation set: its own verifier, else that of [eval], else the one that pays."""
+        name, options, setting = self.cfg.verifier.name, self.cfg.verifier.options, "verifier.name"
+        levels: list[tuple[str, EvalConfig | EvalSet]] = [("eval.verifier", self.cfg.eval)]
+        if data in self.cfg.data.evals:
+            levels.append((f"data.evals.{data}.verifier", self.cfg.data.evals[data]))
+        for where, level in levels:
+            if level.verifier_options or level.verifier not in ("", name):
+                name, options, setting = level.verifier or name, level.verifier_options, where
+        return self.open(name, options, setting=setting)
+
+    def open(self, name: str, options: Mapping[str, Any], *, setting: str) -> Scorer:
+        """A scorer of this verifier; `setting` is where the recipe names it."""
+        key = json.dumps([name, dict(options)], sort_keys=True, default=str)
+        if key not in self._opened:
+            scorer = Scorer(self.cfg, name, options, setting=setting)
+            self._opened[key] = self._stack.enter_context(scorer)
+        return self._opened[key]
+
+    def __enter__(self) -> "Judges":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+
 @contextmanager
-def open_scorers(cfg: Config) -> Iterator[tuple[Scorer, Scorer]]:
-    """The scorer that pays rewards and the one that judges held-out answers; often they are one."""
-    with Scorer(cfg, cfg.verifier.name, cfg.verifier.options, setting="verifier.name") as scorer:
-        if cfg.eval.verifier in ("", cfg.verifier.name) and not cfg.eval.verifier_options:
-            yield scorer, scorer
-            return
-        name, options = cfg.eval.verifier or cfg.verifier.name, cfg.eval.verifier_options
-        with Scorer(cfg, name, options, setting="eval.verifier") as judge:
-            yield scorer, judge
+def open_scorers(cfg: Config) -> Iterator[tuple[Scorer, Judges]]:
+    """The scorer that pays rewards, and the judges of held-out answers, all of which can be opened."""
+    with Judges(cfg) as judges:
+        scorer = judges.open(cfg.verifier.name, cfg.verifier.options, setting="verifier.name")
+        for data in ("", *cfg.data.evals):
+            judges.of(data)
+        yield scorer, judges

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Verb = Literal["train", "sft", "sample"]
@@ -127,9 +127,6 @@ class DataConfig(Section):
     """What a malformed row does: stop with its file and line, or be skipped and counted."""
     shuffle: bool = True
     """Draw problems in a seeded order, a new one each epoch; false keeps the file's order."""
-    curriculum: str = ""
-    """Column naming each problem's category (a level, a topic): categories are drawn by how much they teach
-    now, p(1-p) of their running solve rate. Empty draws all problems alike."""
 
     @field_validator("evals")
     @classmethod
@@ -138,6 +135,48 @@ class DataConfig(Section):
             if not EVAL_NAME.fullmatch(name):
                 raise ValueError(f"the name {name!r} may hold only letters, digits, _ and -")
         return evals
+
+
+class CurriculumConfig(Section):
+    """engine/curriculum.py."""
+
+    by: Literal["", "category", "problem"] = ""
+    """What is drawn by how much it teaches now, p(1-p) of its solve rate: categories, or each problem. Empty
+    draws all problems alike."""
+    column: str = ""
+    """by category: the column naming each problem's category (a level, a topic)."""
+    floor: float = Field(default=0.04, gt=0, le=1)
+    """Added to p(1-p), so that what is solved or hopeless is still looked at now and then."""
+    rate_column: str = ""
+    """by problem: the column with each problem's first solve rate, 0 to 1, such as another model's. Empty
+    starts all at 0.5."""
+    memory: Share = 0.5
+    """by problem: weight of what was seen of a problem before, at each new visit."""
+    retire_after: int = Field(default=2, ge=0)
+    """by problem: visits in a row, all of their rollouts right, after which a problem is drawn no more but to
+    be checked again. 0 retires none."""
+    recheck_frac: Share = 0.05
+    """by problem: share of the draws that check retired problems again; one wrong answer brings one back."""
+
+    @model_validator(mode="after")
+    def _every_setting_counts(self) -> "CurriculumConfig":
+        belongs = {
+            "category": {"column", "floor"},
+            "problem": {"floor", "rate_column", "memory", "retire_after", "recheck_frac"},
+        }
+        fields = type(self).model_fields
+        chosen = {name for name in fields if getattr(self, name) != fields[name].default} - {"by"}
+        if unused := sorted(chosen - belongs.get(self.by, set())):
+            name = unused[0]
+            others = " or ".join(repr(by) for by, names in belongs.items() if name in names)
+            raise ValueError(
+                f"{name} has no effect with by = {self.by!r}; remove it or set curriculum.by = {others}"
+            )
+        if self.by == "category" and not self.column:
+            raise ValueError("by = 'category' needs the name of a column; set curriculum.column")
+        if not self.retire_after and "recheck_frac" in chosen:
+            raise ValueError("recheck_frac has no effect with retire_after = 0; remove it")
+        return self
 
 
 class PromptsConfig(Section):
@@ -374,7 +413,7 @@ class SyncConfig(Section):
 
 
 class EvalConfig(Section):
-    """engine/eval.py."""
+    """engine/evaluation.py."""
 
     every: int = Field(default=25, ge=0)
     """Steps between evaluations on held-out problems; step 0 and the last always; 0 never evaluates."""
@@ -421,6 +460,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
     prompts: PromptsConfig = PromptsConfig()
     rollout: RolloutConfig = RolloutConfig()
     dynamic_sampling: DynamicSamplingConfig = DynamicSamplingConfig()

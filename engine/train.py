@@ -12,7 +12,7 @@ import torch
 from verigrad.engine import advantage, dynamic_sampling, summary
 from verigrad.engine.assembly import Loop, open_loop, state_of
 from verigrad.engine.config import Config
-from verigrad.engine.eval import evaluate
+from verigrad.engine.evaluation import evaluate, require_column
 from verigrad.engine.interrupt import Interrupt
 from verigrad.engine.pack import pack
 from verigrad.engine.policy import combine
@@ -191,9 +191,10 @@ def tell(run: Run, screen: Screen) -> None:
 
 def evaluate_all(loop: Loop, run: Run, screen: Screen, cfg: Config, *, step: int) -> None:
     """Evaluate on every held-out set and record it."""
+    require_column(cfg.eval.by, loop.evals)
     for name, problems in loop.evals.items():
         with run.timed("eval"):
-            evaluation = evaluate(name, problems, loop.sampler, loop.judge, cfg=cfg, step=step)
+            evaluation = evaluate(name, problems, loop.sampler, loop.judges.of(name), cfg=cfg, step=step)
         run.log_eval(evaluation)
         screen.evaluation(evaluation)
         screen.samples(evaluation.groups)

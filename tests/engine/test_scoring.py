@@ -1,5 +1,7 @@
 """Groups to verdicts: in the problems' order, whatever finishes first; too many undecided is an error."""
 
+import re
+
 import pytest
 
 from tests.tiny import VERIFIERS, config, rollout
@@ -77,20 +79,41 @@ def test_a_row_that_lacks_what_the_verifier_asks_for_is_the_users_input(scorer):
 
 def test_held_out_answers_have_a_judge_of_their_own_when_the_recipe_names_one():
     cfg = config(verifier={"name": "random", "options": {"p": 1.0}}, eval={"verifier": "exact_match"})
-    with open_scorers(cfg) as (scorer, judge):
-        arriving = [(0, group("a", "no"))]
+    with open_scorers(cfg) as (scorer, judges):
+        arriving, judge = [(0, group("a", "no"))], judges.of("held_out")
         assert scorer.wait(scorer.submit(arriving))[0].correctness == [1.0]
         assert judge.wait(judge.submit(arriving))[0].correctness == [0.0]
 
 
 @pytest.mark.parametrize("name", ["", "exact_match"])
 def test_without_another_judge_one_pool_does_both(name):
-    cfg = config(verifier={"name": "exact_match"}, eval={"verifier": name})
-    with open_scorers(cfg) as (scorer, judge):
-        assert scorer is judge
+    evals = {"plain": {"path": "x.jsonl"}, "same": {"path": "x.jsonl", "verifier": "exact_match"}}
+    cfg = config(verifier={"name": "exact_match"}, eval={"verifier": name}, data={"evals": evals})
+    with open_scorers(cfg) as (scorer, judges):
+        assert judges.of("held_out") is judges.of("plain") is judges.of("same") is scorer
 
 
-def test_a_judge_that_does_not_exist_is_named_by_its_own_setting():
-    cfg = config(verifier={"name": "exact_match"}, eval={"verifier": "exact_mtach"})
-    with pytest.raises(ConfigError, match=r"^eval\.verifier: "), open_scorers(cfg):
+def test_each_set_may_have_a_judge_of_its_own():
+    evals = {
+        "easy": {"path": "x.jsonl", "verifier": "random", "verifier_options": {"p": 1.0}},
+        "looser": {"path": "x.jsonl", "verifier_options": {"casefold": True}},
+        "plain": {"path": "x.jsonl"},
+    }
+    cfg = config(verifier={"name": "random"}, eval={"verifier": "exact_match"}, data={"evals": evals})
+    arriving = [(0, group("a", "A"))]
+    with open_scorers(cfg) as (_, judges):
+        paid = {name: judges.of(name).wait(judges.of(name).submit(arriving))[0].correctness for name in evals}
+    assert paid == {"easy": [1.0], "looser": [1.0], "plain": [0.0]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "setting"),
+    [
+        ({"eval": {"verifier": "exact_mtach"}}, "eval.verifier"),
+        ({"data": {"evals": {"d": {"path": "x", "verifier": "exact_mtach"}}}}, "data.evals.d.verifier"),
+    ],
+)
+def test_a_judge_that_does_not_exist_is_named_by_its_own_setting(settings, setting):
+    cfg = config(verifier={"name": "exact_match"}, **settings)
+    with pytest.raises(ConfigError, match=f"^{re.escape(setting)}: "), open_scorers(cfg):
         pass
