@@ -162,7 +162,7 @@ def _baselines(rollouts: Sequence[_Tokens]) -> Tensor:
     best = togo.masked_fill(~there, -torch.inf).amax(0)
     total = weights.sum(0)
     shares = torch.where(total > 0, weights / total, 0.0)
-    baselines = best + (shares * torch.where(there, togo - best, 0.0)).sum(0)
+    baselines = best + (shares * (togo - best)).sum(0)  # who is not there has no share
     return torch.where(there.sum(0) > 1, baselines, 0.0)
 
 

@@ -167,7 +167,16 @@ def test_kl_in_the_reward_without_a_reference_is_our_fault():
         place([batch], **NOTHING | {"per_token": "optimal_baseline"})
 
 
-@pytest.mark.parametrize("rows", [[], [Row(0.7, [1])], [Row(0.7, [0])], [Row(0.1, [1] * 5), Row(0.1, [1])]])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [Row(0.7, [1])],
+        [Row(0.7, [0])],
+        [Row(0.1, [1] * 5), Row(0.1, [1])],
+        [Row(1e-9, [1]), Row(0.0, [1])],
+    ],
+)
 def test_tokens_that_are_all_equal_are_whitened_to_exactly_zero(rows):
     batches = [batch_of(rows)] if rows else []
     for batch in place(batches, **NOTHING | {"per_token": "whiten"}):
@@ -244,6 +253,16 @@ def test_certain_tokens_and_missing_log_probabilities_have_no_score():
     first, second = placed(rows, per_token="optimal_baseline")
     assert all(map(math.isfinite, first + second))
     assert (first[1], second[1]) == (pytest.approx(0.5, abs=1e-6), pytest.approx(-0.5, abs=1e-6))
+
+
+def test_rounding_of_certain_tokens_cannot_throw_a_baseline_out_of_its_rewards():
+    # 1 - 2 p + c is -2.0e-7 and 2.2e-7 here: as weights they would make a baseline of 11 rewards
+    rows = [
+        Row(0.0, [1, 0], old=[1e-7, 0.0], collision=[1.0, 0.0]),
+        Row(1.0, [1, 0], old=[-1.1e-7, 0.0], collision=[1.0, 0.0]),
+    ]
+    (first,), (second,) = ([v[0]] for v in placed(rows, per_token="optimal_baseline"))
+    assert -1.0 <= first <= 0.0 <= second <= 1.0
 
 
 @pytest.mark.parametrize("per_token", ["", "whiten", "optimal_baseline"])
