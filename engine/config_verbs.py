@@ -26,9 +26,8 @@ ONLY: Mapping[tuple[str, str], frozenset[str]] = {
 
 NOT: Mapping[tuple[str, str], frozenset[str]] = {
     ("sft", "train"): frozenset({"num_minibatches"}),
-    ("sft", "data"): frozenset({"curriculum", "evals"}),
+    ("sft", "data"): frozenset({"evals"}),
     ("sft", "lora"): frozenset({"load"}),
-    ("sample", "data"): frozenset({"curriculum"}),
     ("sample", "rollout"): frozenset({"group_size"}),
     ("sample", "policy"): frozenset({"gradient_checkpointing", "tokens_per_batch", "head_chunk_tokens"}),
 }

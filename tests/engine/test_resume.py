@@ -124,7 +124,8 @@ def test_killed_at_random_moments_it_ends_as_if_never_killed(fresh, reference):
 
 def test_with_a_curriculum_a_schedule_and_a_reference(fresh, tmp_path_factory):
     settings = [
-        "data.curriculum=kind",
+        "curriculum.by=category",
+        "curriculum.column=kind",
         "optim.schedule=cosine",
         "algorithm.kl_coef=0.1",
         "optim.warmup_steps=2",

@@ -183,7 +183,7 @@ def test_a_held_out_set_of_one_problem(task):
         (["verifier.name=exact_mach"], "did you mean 'exact_match'"),
         (["policy.model=./nowhere"], "policy.model = './nowhere'"),
         (["data.path=none.jsonl"], "no file none.jsonl"),
-        (["data.curriculum=level"], "data.curriculum = 'level'"),
+        (["curriculum.by=category", "curriculum.column=level"], "curriculum.column = 'level'"),
         (["rollout.max_prompt_tokens=2"], "sums.jsonl line 1"),
         (["rollout.max_prompt_tokens=600"], "= 608 is more than the 512 positions of policy.model"),
     ],
