@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verigrad.verifiers.base import POLICY_ATTRIBUTE, Attempt, Policy, Problem, Verdict
+from verigrad.verifiers.options import CHECK_ATTRIBUTE
 
 # What a verifier may ask for by name; the plural of an attempt's name makes it judge a whole group.
 OF_PROBLEM: dict[str, Callable[[Problem, int], Any]] = {
@@ -47,9 +48,12 @@ class LoadedVerifier:
     wanted: tuple[inspect.Parameter, ...]
     group: bool  # sees all attempts of a problem in one call
     options: Mapping[str, Any] = field(default_factory=dict)
+    own_check_row: Callable[[Problem], None] | None = None  # an object's method `check_row`
 
     def check_row(self, problem: Problem) -> None:
         """Raise ValueError when a parameter is given neither by the options nor by this row."""
+        if self.own_check_row:
+            self.own_check_row(problem)
         for parameter in self.wanted:
             name = parameter.name
             if name in RESERVED or name in self.options or name in problem.meta:
@@ -121,6 +125,7 @@ def bind(target: Any, *, name: str, source: str, options: Mapping[str, Any]) -> 
             raise ValueError(f"verifier {name!r} ({source}) is a class without a `verify` method; add one")
         check_options(name, options, _named(target))
         target, options = target(**options), {}
+        policy = getattr(target, POLICY_ATTRIBUTE, policy)  # an object may know better than its class
     call = target.verify if callable(getattr(target, "verify", None)) else target
     if not callable(call):
         raise ValueError(
@@ -129,6 +134,8 @@ def bind(target: Any, *, name: str, source: str, options: Mapping[str, Any]) -> 
     wanted = _named(call)
     names = {parameter.name for parameter in wanted}
     check_options(name, options, wanted)
+    if check_values := getattr(target, CHECK_ATTRIBUTE, None):
+        check_values(**options)
     group = bool(names & {*GROUP_OF_ATTEMPT, *GROUP_OF_PROBLEM})
     if group and (mixed := names & set(OF_ATTEMPT)):
         raise ValueError(
@@ -140,7 +147,8 @@ def bind(target: Any, *, name: str, source: str, options: Mapping[str, Any]) -> 
             f"verifier {name!r} asks for `sandbox`, which cannot travel to a worker process; "
             "declare it with @verifier(..., runs='inline')"
         )
-    return LoadedVerifier(name, source, doc, policy, call, wanted, group, dict(options))
+    own_check_row = getattr(target, "check_row", None)
+    return LoadedVerifier(name, source, doc, policy, call, wanted, group, dict(options), own_check_row)
 
 
 def check_options(name: str, options: Mapping[str, Any], wanted: Sequence[inspect.Parameter]) -> None:

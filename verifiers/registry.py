@@ -16,9 +16,16 @@ from verigrad.verifiers.binding import LoadedVerifier, bind
 
 GROUP = "verigrad.verifiers"
 BUILTIN = {
+    "answer_format": "verigrad.verifiers.answer_format:answer_format",
+    "combine": "verigrad.verifiers.combine:Combine",
+    "countdown": "verigrad.verifiers.countdown:countdown",
     "exact_match": "verigrad.verifiers.exact_match:exact_match",
+    "json_schema": "verigrad.verifiers.json_schema:json_schema",
+    "length_budget": "verigrad.verifiers.length_budget:length_budget",
     "math_answer": "verigrad.verifiers.math_answer:math_answer",
+    "multiple_choice": "verigrad.verifiers.multiple_choice:multiple_choice",
     "random": "verigrad.verifiers.random_reward:random_reward",
+    "repetition": "verigrad.verifiers.repetition:repetition",
 }
 
 
