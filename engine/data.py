@@ -383,6 +383,10 @@ class ProblemStream(Iterator[Problem]):
     def observe(self, groups: Sequence[VerifiedGroup]) -> None:
         """What came of the problems; a plain stream does not mind."""
 
+    def metrics(self) -> dict[str, float]:
+        """Nothing to tell; a curriculum has more."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """Where the stream stands, for JSON."""
         return {**self._identity, "epoch": self._epoch, "position": self._position}

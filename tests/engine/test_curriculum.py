@@ -293,7 +293,9 @@ def test_the_recipe_chooses():
     by_level = {"by": "category", "column": "level"}
     assert isinstance(problem_stream(PROBLEMS, config(curriculum=by_level)), CategoryCurriculum)
     assert isinstance(problem_stream(PROBLEMS, config(curriculum={"by": "problem"})), ProblemCurriculum)
-    assert isinstance(problem_stream(PROBLEMS, config()), ProblemStream)
+    plain = problem_stream(PROBLEMS, config())
+    assert isinstance(plain, ProblemStream)
+    assert plain.metrics() == {}
 
 
 @pytest.mark.parametrize(
