@@ -5,6 +5,8 @@ Run it on your own: VERIGRAD_VERIFIERS=path/to/file.py:name pytest tests/verifie
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -15,7 +17,25 @@ from verigrad.verifiers.isolation import VerifierPool
 NAMES = [name for name in os.environ.get("VERIGRAD_VERIFIERS", "").split(",") if name] or list(
     registry.BUILTIN
 )
-ANSWERS = {"exact_match": ("right", "right"), "math_answer": (r"\boxed{\frac{1}{2}}", "0.5")}
+# What some cannot be loaded without.
+OPTIONS = {
+    "combine": {
+        "parts": {
+            "format": {"verifier": "answer_format", "weight": 0.2},
+            "right": {"verifier": "countdown", "weight": 0.8, "gate": True},
+        }
+    },
+}
+# name -> (a right response, the problem's answer, the row's other columns)
+ANSWERS = {
+    "answer_format": ("<think>why</think><answer>so</answer>", None, {}),
+    "combine": ("<think>why</think><answer>6*7</answer>", 42, {"nums": [6, 7]}),
+    "countdown": ("<answer>6*7</answer>", 42, {"nums": [6, 7]}),
+    "exact_match": ("right", "right", {}),
+    "json_schema": ('{"a": 1}', None, {"schema": {"type": "object"}}),
+    "math_answer": (r"\boxed{\frac{1}{2}}", "0.5", {}),
+    "multiple_choice": ("Answer: B", "B", {}),
+}
 NASTY = [
     "",
     " ",
@@ -37,12 +57,23 @@ NASTY = [
     "__import__('os')._exit(0)",
     r"\boxed{a_{b_{c_{d}}}}",
     "\n" * 50_000,
+    "<answer>" * 6000,
+    "<answer>" + "(" * 40_000 + "</answer>",
+    "<answer>" + "9" * 45_000 + "</answer>",
+    "<think>a</think><answer>\x00\ud800</answer>",
+    "[" * 50_000,
+    '{"a": ' * 8000,
+    "```json\n" * 6000,
+    "answer: " * 6000,
+    "\u200b" * 50_000,
+    "\ufdfa" * 50_000,  # one character that stands for eighteen
+    "known case of every part",
 ]
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def pool(request):
-    with VerifierPool(request.param, num_workers=1, seed=7) as pool:
+    with VerifierPool(request.param, options=OPTIONS.get(request.param), num_workers=1, seed=7) as pool:
         yield pool
 
 
@@ -96,10 +127,22 @@ def test_an_unknown_option_is_refused_by_name(pool):
 
 @pytest.mark.parametrize("name", sorted(ANSWERS))
 def test_right_is_right_and_wrong_is_wrong(name):
-    response, answer = ANSWERS[name]
-    verifier = registry.load(name)
-    right, wrong = verifier.judge(Problem("p", "?", answer), [Attempt(response), Attempt("something else")])
-    assert (right.reward, wrong.reward) == (1.0, 0.0)
+    response, answer, meta = ANSWERS[name]
+    verifier = registry.load(name, OPTIONS.get(name))
+    problem = Problem("p", "?", answer, meta)
+    right, wrong = verifier.judge(problem, [Attempt(response), Attempt("something else")])
+    assert (right.reward, right.outcome, wrong.reward) == (1.0, "right", 0.0)
+    thought = Attempt("<think>" + response.replace("</think>", ""))  # a thought that never ends is no answer
+    assert verifier.judge(problem, [thought])[0].reward == 0.0
+
+
+def test_listing_and_loading_the_built_in_verifiers_imports_no_heavy_library():
+    code = (
+        "import sys, importlib; from verigrad.verifiers.registry import BUILTIN\n"
+        "for source in BUILTIN.values(): importlib.import_module(source.partition(':')[0])\n"
+        "assert not {'torch', 'sympy', 'jsonschema'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_random_pays_its_share_whatever_is_said():
