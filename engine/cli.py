@@ -17,19 +17,40 @@ from pathlib import Path
 INTERRUPTED = 130
 STATUSES = "exit status: 0 done, 1 the work failed, 2 your input is wrong, 130 interrupted\n"
 VERBS = {
-    "train": "train a model from verifiable rewards; resumes by itself",
+    "train": "train a model from verifiable rewards, or a recipe's stages in order; resumes by itself",
+    "sft": "fine-tune a model on written answers; resumes by itself",
+    "sample": "sample a model's answers and keep those that the verifier accepts; resumes by itself",
+    "algorithms": "list the algorithms there are, and what each is made of",
+    "eval": "score models and run folders on held-out problems, and compare them",
     "verify": "score a file of answers with a verifier",
     "verifiers": "list the verifiers there are, and where each comes from",
 }
-"""Verb -> what it does. `train` takes a recipe; the others bring their own arguments."""
+"""Verb -> what it does. Those of RECIPE_VERBS take a recipe; the others bring their own arguments."""
 
-MODULES = {"verify": "verigrad.engine.verify", "verifiers": "verigrad.engine.list_verifiers"}
+RECIPE_VERBS = ("train", "sft", "sample")
 
-RECIPE_EXAMPLES = """examples:
+MODULES = {
+    "eval": "verigrad.engine.eval",
+    "algorithms": "verigrad.engine.list_algorithms",
+    "verify": "verigrad.engine.verify", "verifiers": "verigrad.engine.list_verifiers"}
+
+RECIPE_EXAMPLES = {
+    "train": """examples:
   verigrad train quickstart
   verigrad train quickstart train.seed=1 run.folder=runs/seed1
   verigrad train my_recipe.toml --dry-run
-"""
+""",
+    "sft": """examples:
+  verigrad sft my_answers.toml
+  verigrad sft my_answers.toml optim.lr=2e-5 sft.batch_size=64
+  verigrad sft my_answers.toml --dry-run
+""",
+    "sample": """examples:
+  verigrad sample my_problems.toml
+  verigrad sample my_problems.toml sample.num_samples=16 sample.keep_per_problem=2
+  verigrad sample my_problems.toml --dry-run
+""",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,7 +69,7 @@ def guarded(argv: Sequence[str]) -> int:
         return status
     except KeyboardInterrupt:
         resumes = "; what was saved is in the run folder, the same command goes on"
-        print(f"verigrad: stopped{resumes if args.verb == 'train' else ''}", file=sys.stderr)
+        print(f"verigrad: stopped{resumes if args.verb in RECIPE_VERBS else ''}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         return output_closed()
@@ -84,10 +105,11 @@ def status_of(error: Exception) -> int | None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Only the verb that is named is imported, and `train` not before it runs: help needs no torch."""
+    """Only the named verb is imported, and one with a recipe not before it runs: help needs no torch."""
     parser = argparse.ArgumentParser(
         prog="verigrad", description="Train reasoning models from verifiable rewards.",
-        epilog=f"{RECIPE_EXAMPLES}\n{STATUSES}", formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"{RECIPE_EXAMPLES['train']}\n{STATUSES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -98,8 +120,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         sub = verbs.add_parser(verb, help=what, description=what[0].upper() + what[1:] + ".",
                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        if verb == "train":
-            add_recipe_arguments(sub)
+        if verb in RECIPE_VERBS:
+            add_recipe_arguments(sub, verb)
         elif verb == named:
             module = importlib.import_module(MODULES[verb])
             module.add_arguments(sub)
@@ -114,7 +136,7 @@ def misspelt(argv: Sequence[str], verb: str | None) -> str | None:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         return f"no verb {verb!r}; " + (f"did you mean {near[0]}?" if near else f"verbs: {', '.join(VERBS)}")
     dashed = next((word for word in argv if re.match(r"--?\w+\.\w+=", word)), None)
-    if verb == "train" and dashed:
+    if verb in (*RECIPE_VERBS, "eval") and dashed:
         return f"{dashed}: settings are written without --: {dashed.lstrip('-')}"
     return None
 
@@ -130,9 +152,9 @@ class Version(argparse.Action):
         parser.exit()
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+def add_recipe_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     """What every verb that takes a recipe takes."""
-    parser.epilog = RECIPE_EXAMPLES
+    parser.epilog = RECIPE_EXAMPLES[verb]
     parser.add_argument("recipe", help="a .toml file, or the name of a shipped recipe")
     parser.add_argument(
         "overrides",
@@ -146,14 +168,16 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="check the settings, print the resolved recipe and its batch algebra; reads no data or model",
     )
-    parser.set_defaults(run=train)
+    parser.set_defaults(run=run_recipe)
 
 
-def train(args: argparse.Namespace) -> int:
-    """Load the recipe; then, unless it is a dry run, import the engine and train."""
-    from verigrad.engine import config
+def run_recipe(args: argparse.Namespace) -> int:
+    """Load the recipe; then, unless it is a dry run, import the engine and do what the verb says."""
+    from verigrad.engine import config, stages
 
-    cfg = config.load(args.recipe, args.overrides)
+    if args.verb == "train" and stages.has_stages(args.recipe):
+        return stages.run(args.recipe, args.overrides, dry_run=args.dry_run, debug=args.debug)
+    cfg = config.load(args.recipe, args.overrides, verb=args.verb)
     if args.dry_run:
         print(config.to_toml(cfg))
         for name, value in config.batch_algebra(cfg):
@@ -162,12 +186,13 @@ def train(args: argparse.Namespace) -> int:
     from verigrad.engine.machine import prepare_process
 
     prepare_process()
-    from verigrad.engine import train as loop
+    work = importlib.import_module(f"verigrad.engine.{args.verb}")
     from verigrad.engine.screen import Screen
 
     with Screen() as screen:
         screen.say(f"{Path(args.recipe).stem} -> {cfg.run.folder}")
-        return loop.train(cfg, screen)
+        do: Callable[[config.Config, Screen], int] = getattr(work, args.verb)  # named as its file
+        return do(cfg, screen)
 
 
 if __name__ == "__main__":
