@@ -4,6 +4,7 @@ catalogue.py says which advantage, loss and aggregation a row is made of, and th
 become functions. Whatever the recipe sets wins. docs/algorithms/ explains each against its paper.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -136,7 +137,9 @@ def _needs(a: AlgorithmConfig) -> frozenset[str]:
 
 
 def _adapt(a: AlgorithmConfig, coefs: Coefs, metrics: Metrics, num_rollouts: int) -> Coefs:
-    """The coefficients of the next step."""
+    """The coefficients of the next step; a step that trained on nothing, or on no number, moves none."""
+    if not num_rollouts or not math.isfinite(metrics["entropy"] + metrics["kl_ref"]):
+        return coefs
     if a.entropy_target is not None and a.entropy_delta is not None:
         coefs = adapt_entropy(
             coefs, entropy=metrics["entropy"], target=a.entropy_target, delta=a.entropy_delta

@@ -34,6 +34,18 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+USERS_CACHE = os.environ.get("VERIGRAD_CACHE")
+
+
+@pytest.fixture
+def users_cache(own_cache, monkeypatch):
+    """What a user has made before: the cache from outside the tests."""
+    if USERS_CACHE is None:
+        monkeypatch.delenv("VERIGRAD_CACHE")
+    else:
+        monkeypatch.setenv("VERIGRAD_CACHE", USERS_CACHE)
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """Models made by tests go to a folder of the test run, shared by its tests and nobody else."""

@@ -210,6 +210,8 @@ def test_coefficients_adapt_to_their_targets():
     after = algorithm.adapt(algorithm.coefs, {"kl_ref": 0.05, "entropy": 4.5}, 256)
     assert after.kl == pytest.approx(0.2 * (1 - 0.2 * 256 / 10_000))
     assert (after.entropy, after.entropy_next) == pytest.approx((0.015, 0.015))
+    assert algorithm.adapt(after, {"kl_ref": 0.0, "entropy": float("nan")}, 256) == after
+    assert algorithm.adapt(after, {"kl_ref": 0.0, "entropy": 0.0}, 0) == after
 
 
 KL = [
@@ -252,13 +254,14 @@ SMALL = (
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("users_cache")  # the quickstart's model takes a minute to make
 @pytest.mark.parametrize("name", [*ROWS, *EXTRAS])
 def test_the_quickstart_trains_for_five_steps_with_every_row(tmp_path, name):
     chosen = EXTRAS.get(name) or [f"algorithm.name={name}", *OWN.get(name, [])]
-    status, printed = Forked("train", "quickstart", *SMALL.split(), *chosen, folder=tmp_path).wait(300)
+    status, printed = Forked("train", "quickstart", *SMALL.split(), *chosen, folder=tmp_path).wait(560)
     assert status == 0, printed
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert sum(row["skipped_updates"] for row in rows) == 0
-    assert any(row["loss"] != 0 and row["grad_norm"] > 0 for row in rows)
+    assert sum(row["grad_norm"] > 0 for row in rows) >= 3
     assert max(row["mismatch_kl"] for row in rows) < 1e-6
