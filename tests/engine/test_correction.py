@@ -192,6 +192,7 @@ def test_the_off_policy_mask_spares_what_the_policy_likes_or_should_like():
     )
     assert off_policy_keep(inputs, delta=0.39).tolist() == [False] * 2 + [True] * 4
     assert off_policy_keep(inputs, delta=0.41).all()
+    assert off_policy_keep(dataclasses.replace(inputs, advantages=torch.zeros(6)), delta=0.39).all()
     assert not off_policy_keep(inputs, delta=0.0).requires_grad
 
 

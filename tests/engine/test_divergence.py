@@ -132,6 +132,13 @@ def test_sums_and_means_are_each_rollouts_own():
     assert rollout_mean(empty, torch.zeros(0, dtype=torch.int64)).tolist() == []
 
 
+def test_sums_of_long_rollouts_do_not_drift():
+    values = torch.full((300_000,), 0.1)  # one by one in float32 these make 30,033
+    total = rollout_sum(values, torch.zeros(300_000, dtype=torch.int64))
+    assert total.dtype == torch.float32
+    assert total[0].item() == pytest.approx(30_000, abs=0.01)
+
+
 def test_the_kl_coefficient_adapts_as_the_reference_does():
     vector = load("adaptive_kl_controller")
     coef, seen = vector.params["init"], []

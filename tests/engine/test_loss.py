@@ -179,6 +179,16 @@ def test_absurd_ratios_leave_loss_and_gradient_finite(name, dtype, advantage, ga
 
 
 @every_loss
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("gap", [9.0, -9.0])
+def test_a_long_rollouts_product_of_ratios_leaves_loss_and_gradient_finite(name, advantage, gap):
+    inputs = tokens(logprobs=[-10.0 + gap] * 100, old_logprobs=[-10.0] * 100, advantages=[advantage] * 100)
+    loss, _ = run(inputs, token_loss=finished(name))
+    assert torch.isfinite(loss)
+    assert torch.isfinite(inputs.logprobs.grad).all()
+
+
+@every_loss
 def test_a_micro_batch_without_tokens_adds_nothing(name):
     inputs = part(random_step(), [])
     loss, sums = run(inputs, Coefs(kl=0.1, entropy=0.1), token_loss=finished(name), **FULL)
@@ -271,6 +281,10 @@ def test_the_kl_term_stands_in_the_loss_with_its_coefficient(name, estimator):
     still = dataclasses.replace(batch(vector)[0], advantages=torch.zeros(18).double())
     loss, _ = run(still, Coefs(kl=0.5, entropy=0.0), kl_estimator=estimator)
     vector.check(2 * loss.detach(), "value")
+
+
+def test_a_coefficient_of_zero_needs_no_reference():
+    assert run(tokens(), kl_estimator="k2")[0].item() == -1.0
 
 
 def test_without_an_estimator_the_kl_is_measured_and_not_trained_on():

@@ -135,6 +135,8 @@ def test_a_probability_of_one_has_a_bernoulli_kl():
     result = dppo_kl(inputs, clip_low=0.05, clip_high=0.05, ratio_cap=20.0)
     assert torch.isfinite(result.values).all()
     assert not (result.stopped_low | result.stopped_high).any()
+    inputs = tokens(logprobs=[1e-7], old_logprobs=[-0.7])
+    assert dppo_kl(inputs, clip_low=0.05, clip_high=0.05, ratio_cap=20.0).stopped_high.all()
 
 
 def test_the_bernoulli_kl_stops_only_moves_its_advantage_asked_for():
