@@ -4,6 +4,7 @@
 
 import json
 
+import pyarrow.parquet
 import pytest
 
 from verigrad.verifiers import registry
@@ -297,3 +298,33 @@ def test_in_a_worker_a_kill_costs_the_attempt_and_not_its_neighbours():
 
 def test_a_class_without_parts_is_still_documented():
     assert bind(Combine, name="combine", source="here", options={"parts": {"a": RIGHT}}).doc
+
+
+def test_a_run_trains_on_it_and_records_its_parts(tmp_path):
+    from tests import tiny  # torch: the rest of this file does without
+
+    recipe = tiny.write_recipe(tmp_path)
+    text = recipe.read_text().replace('name = "verifiers_of_tests.py:low_first"', 'name = "combine"')
+    tables = """
+[verifier.options.parts.early]
+verifier = "verifiers_of_tests.py:low_first"
+weight = 0.75
+gate = true
+
+[verifier.options.parts.varied]
+verifier = "repetition"
+weight = 0.25
+options = {n = 2, mode = "penalty"}
+"""
+    recipe.write_text(text + tables)
+    status, printed = tiny.Forked("train", recipe, "train.num_steps=2", folder=tmp_path).wait()
+    assert status == 0, printed
+    rows = pyarrow.parquet.read_table(tmp_path / "run" / "rollouts" / "step_000001.parquet").to_pylist()
+    assert len(rows) >= 16
+    for row in rows:
+        parts = json.loads(row["parts"])
+        assert set(parts) == {"early", "varied"}
+        total = 0.75 * parts["early"] + 0.25 * parts["varied"] if parts["early"] == 1 else 0.0
+        assert row["reward"] == pytest.approx(total)
+        assert (row["outcome"] == "right") == (total == 1.0)
+    assert {json.loads(row["parts"])["early"] for row in rows} == {0.0, 1.0}
