@@ -19,6 +19,7 @@ from verigrad.engine.settings import (
     Config,
     ConfigError,
     DataConfig,
+    EvalSet,
     OptimConfig,
     PromptsConfig,
     Section,
@@ -129,9 +130,12 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _wants_text(names: Sequence[str]) -> bool:
-    section = Config.model_fields.get(names[0])
-    fields = getattr(section.annotation, "model_fields", {}) if section else {}
-    return len(names) == 2 and names[1] in fields and fields[names[1]].annotation is str
+    if names[:2] == ["data", "evals"] and len(names) == 4:
+        fields: Mapping[str, Any] = EvalSet.model_fields
+    else:
+        section = Config.model_fields.get(names[0]) if len(names) == 2 else None
+        fields = getattr(section.annotation, "model_fields", {}) if section else {}
+    return names[-1] in fields and fields[names[-1]].annotation is str
 
 
 def resolve(config: Config) -> Config:
@@ -150,6 +154,12 @@ def explain(error: Any) -> str:
     """One pydantic error as a sentence that names the fix."""
     path = [str(part) for part in error["loc"]]
     where = ".".join(path)
+    if error["type"] == "missing":
+        return f"{where} is missing; set it"
+    if error["type"] == "extra_forbidden" and path[:2] == ["data", "evals"] and len(path) > 3:
+        close = difflib.get_close_matches(path[3], EvalSet.model_fields, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"a set holds {', '.join(EvalSet.model_fields)}"
+        return f"{where} is not a setting; {hint}"
     if error["type"] != "extra_forbidden":
         shown = repr(error["input"])
         message = error["msg"].removeprefix("Value error, ")
@@ -198,7 +208,11 @@ def without_none(tree: Any) -> Any:
 def flatten(config: Config) -> dict[str, Any]:
     """Dotted names to values, of what the recipe's command reads."""
     tree = config_verbs.read_part(config)
-    return {f"{section}.{key}": value for section, node in tree.items() for key, value in node.items()}
+    flat = {f"{section}.{key}": value for section, node in tree.items() for key, value in node.items()}
+    for name, one in flat.pop("data.evals", {}).items():
+        chosen = {key: value for key, value in one.items() if value != EvalSet.model_fields[key].default}
+        flat[f"data.evals.{name}"] = chosen
+    return flat
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:
@@ -206,7 +220,12 @@ def differences(ours: Config, theirs: Config) -> list[str]:
     if ours.verb != theirs.verb:
         return [f"command: verigrad {theirs.verb} -> verigrad {ours.verb}"]
     mine, yours = flatten(ours), flatten(theirs)
-    return [f"{name}: {yours[name]!r} -> {mine[name]!r}" for name in mine if mine[name] != yours[name]]
+    names = dict.fromkeys([*mine, *yours])  # a set of data.evals may be on one side only
+    return [
+        f"{name}: {yours.get(name)!r} -> {mine.get(name)!r}"
+        for name in names
+        if mine.get(name) != yours.get(name)
+    ]
 
 
 def batch_algebra(c: Config) -> list[tuple[str, str]]:

@@ -113,7 +113,15 @@ class Judges:
         self._stack = ExitStack()
 
     def of(self, data: str) -> Scorer:
-        """Who judges this evaluation set: its own verifier, else that of [eval], else the one that pays."""
+        """Who judges this evaluation set."""
+        name, options, setting = self.choice(data)
+        return self.open(name, options, setting=setting)
+
+    def choice(self, data: str) -> tuple[str, Mapping[str, Any], str]:
+        """A set's verifier, its options, and the setting that names it.
+
+        Its own, else that of [eval], else the one that pays.
+        """
         name, options, setting = self.cfg.verifier.name, self.cfg.verifier.options, "verifier.name"
         levels: list[tuple[str, EvalConfig | EvalSet]] = [("eval.verifier", self.cfg.eval)]
         if data in self.cfg.data.evals:
@@ -121,7 +129,7 @@ class Judges:
         for where, level in levels:
             if level.verifier_options or level.verifier not in ("", name):
                 name, options, setting = level.verifier or name, level.verifier_options, where
-        return self.open(name, options, setting=setting)
+        return name, options, setting
 
     def open(self, name: str, options: Mapping[str, Any], *, setting: str) -> Scorer:
         """A scorer of this verifier; `setting` is where the recipe names it."""
