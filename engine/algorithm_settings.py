@@ -61,7 +61,7 @@ def _part_settings(c: Config) -> Iterator[str]:
     if a.part_weights and not ADVANTAGES[advantage].parts:
         yield f"algorithm.part_weights has no effect with advantage {advantage!r}; remove it, or take gdpo"
     always_one = a.old_logprobs == "trainer" and c.train.num_minibatches == 1 and loss != "prime"
-    if always_one and LOSSES[loss].on_policy_identity:
+    if always_one:
         defaults = resolved_numbers(a.name, advantage, loss)
         for name in chosen:
             if name in LOSSES[loss].settings and getattr(a, name) != defaults[name]:

@@ -34,7 +34,7 @@ class LossPart:
     says: str
     source: str
     settings: Numbers = field(default_factory=dict)
-    on_policy_identity: bool = True  # at ratio 1 its gradient is -advantage: clip bounds do nothing there
+    on_policy_identity: bool = True  # at ratio 1 its gradient is -advantage
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,10 @@ LOSSES: Mapping[str, LossPart] = {
         {"clip_low": 3e-4, "clip_high": 4e-4},
     ),
     "sequence_clip": LossPart(
-        "clip of the whole rollout's ratio, the product of its tokens'", "2402.14740; TRL RLOOTrainer", CLIP
+        "clip of the whole rollout's ratio, the product of its tokens'",
+        "2402.14740; TRL RLOOTrainer",
+        CLIP,
+        on_policy_identity=False,
     ),
     "luspo": LossPart(
         "gspo times the rollout's length",

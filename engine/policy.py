@@ -44,7 +44,7 @@ def combine(updates: Sequence[Update]) -> Metrics:
         metrics["entropy"] = math.nan  # nothing was looked at
     else:
         first = merge(updates[0].sums)
-        metrics |= {name: first[name] for name in ("mismatch_kl", "mismatch_max")}
+        metrics |= {name: first[name] for name in ("mismatch_kl", "mismatch_chi2", "mismatch_max")}
     norms = [done.grad_norm for done in updates]
     return {**metrics, "grad_norm": sum(norms) / max(1, len(norms)), "lr": updates[-1].lr if updates else 0.0}
 
