@@ -9,6 +9,9 @@ BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 TOKEN = re.compile(r"\\boxed\s*(?P<bare>\d+|[A-Za-z])(?![A-Za-z])|\\.|[{}]", re.DOTALL)
 TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 SAID = re.compile(r"(?:final\s+)?answer\s*(?:is\b\s*:?|:)\s*([^\n]+)", re.IGNORECASE)
+MARK = re.compile(r"^####\s*(\S[^\n]*)$", re.MULTILINE)
+PHANTOM = re.compile(r"\\[hv]?phantom\s*\{")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 NUMBER = re.compile(
     r"-?(?:\\frac\{-?\d+\}\{-?\d+\}|(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+|[eE][+-]?\d+)?|\.\d+)%?"
 )
@@ -18,7 +21,7 @@ def stated_answer(text: str, extract: Extract = "boxed") -> str | None:
     """The answer stated in a text without its thinking, or None when it states none.
 
     A closed box always wins, since prose never overrides a box. `answer_tag` then takes the last
-    `<answer>...</answer>` or "answer: ..." line, and `last_number` also the last number.
+    `<answer>...</answer>`, `####` line or "answer: ..." line, and `last_number` also the last number.
     """
     if extract not in EXTRACTS:
         raise ValueError(f"math_answer: extract = {extract!r}; expected one of {', '.join(EXTRACTS)}")
@@ -27,11 +30,11 @@ def stated_answer(text: str, extract: Extract = "boxed") -> str | None:
         return box.strip() or None
     if extract == "boxed":
         return None
-    for pattern in (TAG, SAID):
+    for pattern in (TAG, MARK, SAID):
         found = pattern.findall(text)
         if found:
             stated = found[-1].strip()
-            return (stated if pattern is TAG else stated.rstrip(".*")) or None
+            return (stated.strip(" *_`") if pattern is SAID else stated).rstrip(".") or None
     if extract == "last_number":
         numbers = NUMBER.findall(text)
         return numbers[-1] if numbers else None
@@ -43,6 +46,7 @@ def last_box(text: str) -> str | None:
 
     One pass with a stack: a megabyte of braces costs what a megabyte of prose costs.
     """
+    text = visible(text)
     begins = {match.end(): match.end() + 1 for match in BOX.finditer(text)}  # opening brace -> content
     opened: list[int | None] = []  # for each open brace, where its box's content begins
     last: tuple[int, int] | None = None
@@ -57,3 +61,17 @@ def last_box(text: str) -> str | None:
             if begin is not None and (last is None or begin > last[0]):
                 last = (begin, match.start())
     return text[slice(*last)] if last else None
+
+
+def visible(text: str) -> str:
+    """The text without `\\phantom{...}`, which nobody sees; one that never closes hides the rest."""
+    shown, at = [], 0
+    while match := PHANTOM.search(text, at):
+        shown.append(text[at : match.start()])
+        depth, at = 1, len(text)
+        for brace in BRACE.finditer(text, match.end()):
+            depth += {"{": 1, "}": -1}.get(brace.group(), 0)
+            if not depth:
+                at = brace.end()
+                break
+    return "".join(shown) + text[at:]

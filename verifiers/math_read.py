@@ -2,112 +2,44 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 
 from verigrad.verifiers.math_exact import rational
-from verigrad.verifiers.math_text import FUNCTIONS, split_top
-from verigrad.verifiers.math_units import CHANGE_WORDS, HEDGE_WORDS, Unit, split_unit
-
-RELATION = re.compile(r"\\(?:le|ge|ne|in|approx)(?![A-Za-z])|[<>=]")
-NAME = re.compile(
-    # Possessive: a long word must not be tried in every way of cutting it up.
-    r"(?:\\?[A-Za-z]++|\"[^\"]*\")(?:_(?:\w|\{[^{}]*\}))?'*(?:\s*+(?:\\?[A-Za-z]++|\"[^\"]*\"))*+"
-    r"(?:\s*\([A-Za-z](?:\s*,\s*[A-Za-z])*\))?|\([A-Za-z](?:\s*,\s*[A-Za-z])+\)"
+from verigrad.verifiers.math_nodes import (
+    INFINITY,
+    MINUS_INFINITY,
+    REALS,
+    Bag,
+    Leaf,
+    Matrix,
+    Named,
+    Node,
+    Ratio,
+    Relation,
+    Residue,
+    Seq,
+    Text,
+    Union,
+    Unreadable,
 )
-PROSE = re.compile(rf'"|(?<![\\A-Za-z])(?!(?:{"|".join(FUNCTIONS)})\b)[A-Za-z]{{4,}}')
+from verigrad.verifiers.math_relations import NAME, RELATION, approximation, punctured, relation, short_name
+from verigrad.verifiers.math_text import split_top
+from verigrad.verifiers.math_units import split_unit
+from verigrad.verifiers.math_words import CHANGE, HEDGE, PROSE, is_words, scaled, without_remarks, words
+
 TRIGONOMETRIC = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
-BUILDER = re.compile(r"[A-Za-z](?:\s*\\in\s*\\mathbb\{R\})?\s*[|:](.*)", re.DOTALL)  # { x | x > 2 }
-HEDGE = re.compile(rf"\b(?:{HEDGE_WORDS})\b", re.IGNORECASE)
-CHANGE = re.compile(rf"\b(?:{CHANGE_WORDS})\b", re.IGNORECASE)
-FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+BUILDER = re.compile(r"[A-Za-z](?:\s*\\in\s*\\mathbb\s*\{R\})?\s*[|:](.*)", re.DOTALL)  # { x | x > 2 }
 EVERYTHING = {"all real numbers", "all reals", "the real numbers", "real numbers"}
-SIGNED_WORD = re.compile(r"\d+\.\d+|[^\W_]+|[+<>^]|-(?=[\s\"{(]*(?:\d|\\|[a-z]\b))")
+OUTWARD = re.compile(
+    r"(?P<before>^|\\cup\s*|\\in\s*|=\s*)(?P<opening>[\[\]])(?P<ends>[^\[\],]+,[^\[\],]+)(?P<closing>[\[\]])"
+    r"(?=\s*$|\s*\\cup)"
+)
+MODULUS = re.compile(r"(?P<value>.+?)\s*\(?\s*\\?(?:pmod|bmod|mod)\s*\{?\s*(?P<modulus>\d{1,30})\s*\}?\s*\)?")
+TIME = re.compile(r'(\d{1,2}:\d{2})\s*"?\s*([ap])\.?\s*m\.?\s*"?', re.IGNORECASE)
+FACTOR = r"(?P<factor>-|-?\d+(?:\.\d+)?|-?\\frac\{-?\d+\}\{\d+\})?\s*\*?\s*"
+MATRIX = re.compile(rf"{FACTOR}\\begin\{{[pbB]?matrix\}}(?P<rows>.*)\\end\{{[pbB]?matrix\}}", re.DOTALL)
 MAX_PARTS = 200
 MAX_DEPTH = 12
-
-
-class Unreadable(ValueError):
-    """The text states nothing that could be compared."""
-
-
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """A value: exact when it is rational arithmetic, else an expression for the symbolic layer."""
-
-    text: str
-    value: Fraction | None
-    unit: Unit | None = None
-    percent: bool = False
-    base: int = 0  # 1010_2
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Words, in the spelling they are compared in."""
-
-    words: str
-
-
-@dataclass(frozen=True, slots=True)
-class Seq:
-    """Something ordered between brackets: a tuple, a point, an interval."""
-
-    opening: str
-    items: "tuple[Node, ...]"
-    closing: str
-
-
-@dataclass(frozen=True, slots=True)
-class Bag:
-    """Something unordered: a set, or a list of solutions."""
-
-    items: "tuple[Node, ...]"
-
-
-@dataclass(frozen=True, slots=True)
-class Union:
-    """Several intervals or sets as one set."""
-
-    parts: "tuple[Node, ...]"
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """`x = 9`: a name and what it stands for."""
-
-    name: str
-    value: "Node"
-
-
-@dataclass(frozen=True, slots=True)
-class Relation:
-    """Two sides that only the symbolic layer can bring together."""
-
-    left: str
-    sign: str
-    right: str
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """Rows of entries."""
-
-    rows: "tuple[tuple[Node, ...], ...]"
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """`1:2`."""
-
-    parts: "tuple[Node, ...]"
-
-
-Node = Leaf | Text | Seq | Bag | Union | Named | Relation | Matrix | Ratio
-INFINITY = Leaf(r"\infty", None)
-MINUS_INFINITY = Leaf(r"-\infty", None)
-REALS = Seq("(", (MINUS_INFINITY, INFINITY), ")")
 
 
 def readings(text: str) -> list[Node]:
@@ -117,8 +49,21 @@ def readings(text: str) -> list[Node]:
     """
     if not text:
         raise Unreadable("it is empty")
+    text = OUTWARD.sub(_inward, without_remarks(text))
     joined = re.sub(r"(?<![\d.,(\[{])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m.group().replace(",", ""), text)
-    return [read(one) for one in dict.fromkeys((joined, text))]
+    spellings = [joined, text]
+    if re.fullmatch(r"-?\d+(?: -?\d+)+", text):
+        spellings.append(text.replace(" ", ","))
+    if re.fullmatch(r'"[A-Za-z ]+(?:,|\band\b)[A-Za-z, ]+"', text):  # \text{red, blue}
+        spellings.append(text.strip('"'))
+    rounded = approximation(text, read)
+    return rounded if rounded else [read(one) for one in dict.fromkeys(spellings)]
+
+
+def _inward(match: re.Match[str]) -> str:
+    opening = "(" if match["opening"] == "]" else "["
+    closing = ")" if match["closing"] == "[" else "]"
+    return f"{match['before']}{opening}{match['ends']}{closing}"
 
 
 def read(text: str, depth: int = 0) -> Node:
@@ -130,11 +75,41 @@ def read(text: str, depth: int = 0) -> Node:
         return REALS
     if r"\begin{" in text:
         return _matrix(text, depth)
+    if r"\equiv" in text or "mod" in text:
+        node = _residue(text, depth)
+        if node is not None:
+            return node
     for reader in (_list, _union, _relation, _bracketed, _plus_minus, _ratio):
         node = reader(text, depth)
         if node is not None:
             return node
     return _leaf(text)
+
+
+def _relation(text: str, depth: int) -> Node | None:
+    return relation(text, depth, read)
+
+
+def _residue(text: str, depth: int) -> Node | None:
+    """`x \\equiv 3 \\pmod 7`; a congruence between numbers must hold."""
+    match = MODULUS.fullmatch(text)
+    if match is None or not int(match["modulus"]):
+        return None
+    modulus = int(match["modulus"])
+    sides = split_top(match["value"].strip(), r"\\equiv(?![A-Za-z])|=")
+    if not all(sides):
+        raise Unreadable("a side of its congruence is missing")
+    value = read(sides[-1], depth + 1)
+    name = short_name(sides[0]) if len(sides) > 1 and NAME.fullmatch(sides[0]) else ""
+    for side in sides[bool(name) : -1]:
+        other = read(side, depth + 1)
+        if isinstance(other, Leaf) and isinstance(value, Leaf) and None not in (other.value, value.value):
+            assert other.value is not None
+            assert value.value is not None
+            if (other.value - value.value) % modulus:
+                raise Unreadable("its congruence is false")
+    node = Residue(value, modulus)
+    return Named(name, node) if name else node
 
 
 def _unwrapped(text: str) -> str:
@@ -162,6 +137,8 @@ def _list(text: str, depth: int) -> Node | None:
         # One name for the whole list: `x = 1, 2`.
         first = read(parts[0], depth + 1)
         items = [first, *(read(part, depth + 1) for part in parts[1:])]
+        if separator.startswith(r"\s+or") and ";" not in text and (single := _one_value(items)):
+            return single
         if " and " in text and (both := _both(items)):
             return both
         if all(isinstance(item, Named) and isinstance(item.value, Seq | Union) for item in items):
@@ -173,6 +150,13 @@ def _list(text: str, depth: int) -> Node | None:
             return Named(names.pop(), Bag(tuple(item.value for item in items if isinstance(item, Named))))
         return Bag(tuple(items))
     return None
+
+
+def _one_value(items: Sequence[Node]) -> Node | None:
+    """`1/2 or 50%`: the same number twice is one answer."""
+    numbers = [item for item in items if isinstance(item, Leaf) and item.value is not None and not item.unit]
+    values = {item.value / (100 if item.percent else 1) for item in numbers if item.value is not None}
+    return items[0] if len(numbers) == len(items) and len(values) == 1 else None
 
 
 def _named_union(items: Sequence[Node]) -> Node:
@@ -215,105 +199,8 @@ def _union(text: str, depth: int) -> Node | None:
     whole = split_top(text, r"\\setminus(?![A-Za-z])")
     if len(whole) == 2 and read(whole[0], depth + 1) == REALS:
         without = read(whole[1], depth + 1)
-        return _without(without.items if isinstance(without, Bag) else (without,))
+        return punctured(without.items if isinstance(without, Bag) else (without,))
     return None
-
-
-def _without(points: Sequence[Node]) -> Node:
-    """The real line without some points."""
-    known = [(point.value, point) for point in points if isinstance(point, Leaf) and point.value is not None]
-    if len(known) == len(points):
-        points = [point for _, point in sorted(known, key=lambda pair: pair[0])]
-    elif len(points) > 1:
-        raise Unreadable("it leaves out several points that are no numbers")
-    edges = [MINUS_INFINITY, *points, INFINITY]
-    return Union(tuple(Seq("(", pair, ")") for pair in pairwise(edges)))
-
-
-def _relation(text: str, depth: int) -> Node | None:
-    sides = split_top(text, RELATION.pattern)
-    if len(sides) == 1:
-        return None
-    signs = [match.group() for match in RELATION.finditer(text)]
-    if len(signs) != len(sides) - 1 or not all(sides):
-        raise Unreadable("a side of its relation is missing")
-    if set(signs) <= {"="}:
-        return _equation(sides, depth)
-    if len(sides) == 3:
-        return _chain(sides, signs, depth)
-    if len(sides) > 3:
-        raise Unreadable("it chains more relations than an interval has")
-    left, sign, right = sides[0], signs[0], sides[1]
-    if sign == r"\in" or (sign == "=" and NAME.fullmatch(left)):
-        return Named(_name(left), read(right, depth + 1))
-    if sign == r"\approx":
-        return Named(_name(left), read(right, depth + 1))
-    inside = re.fullmatch(r"\|([^|]+)\|", left)
-    if inside and NAME.fullmatch(inside[1]) and sign in ("<", r"\le", ">", r"\ge"):
-        return _absolute(_name(inside[1]), sign, read(right, depth + 1))
-    if not NAME.fullmatch(left) and NAME.fullmatch(right) and not right.startswith(r"\infty"):
-        left, sign, right = right, FLIPPED.get(sign, sign), left
-    if not NAME.fullmatch(left):
-        return Relation(left, sign, right)
-    bound = read(right, depth + 1)
-    if sign == r"\ne":
-        return Named(_name(left), _without((bound,)))
-    below = sign in ("<", r"\le")
-    edges = (MINUS_INFINITY, bound) if below else (bound, INFINITY)
-    closed = sign in (r"\le", r"\ge")
-    return Named(
-        _name(left), Seq("[" if closed and not below else "(", edges, "]" if closed and below else ")")
-    )
-
-
-def _absolute(name: str, sign: str, bound: Node) -> Node:
-    if not isinstance(bound, Leaf) or bound.value is None or bound.value <= 0:
-        raise Unreadable("it bounds an absolute value by something that is no positive number")
-    low = Leaf(f"-({bound.text})", -bound.value)
-    opening, closing = ("[", "]") if sign in (r"\le", r"\ge") else ("(", ")")
-    if sign in ("<", r"\le"):
-        return Named(name, Seq(opening, (low, bound), closing))
-    outside = (Seq("(", (MINUS_INFINITY, low), closing), Seq(opening, (bound, INFINITY), ")"))
-    return Named(name, Union(outside))
-
-
-def _chain(sides: Sequence[str], signs: Sequence[str], depth: int) -> Node:
-    """`1 < x \\le 5` as an interval."""
-    low, name, high = sides
-    if signs[0] in (">", r"\ge"):
-        low, high, signs = high, low, [FLIPPED.get(sign, sign) for sign in reversed(signs)]
-    if not NAME.fullmatch(name) or not set(signs) <= {"<", r"\le"}:
-        raise Unreadable("its relations make no interval")
-    edges = (read(low, depth + 1), read(high, depth + 1))
-    opening, closing = "[" if signs[0] == r"\le" else "(", "]" if signs[1] == r"\le" else ")"
-    return Named(_name(name), Seq(opening, edges, closing))
-
-
-def _equation(sides: Sequence[str], depth: int) -> Node:
-    names = [side for side in sides if NAME.fullmatch(side) and not _constant(side)]
-    values = [side for side in sides if side not in names]
-    read_values = [read(side, depth + 1) for side in values]
-    exact = {node.value for node in read_values if isinstance(node, Leaf) and node.value is not None}
-    if len(exact) > 1:
-        raise Unreadable("its equation is false")
-    if names and NAME.fullmatch(sides[0]) and not _constant(sides[0]):
-        value = read_values[-1] if read_values else _leaf(sides[-1])
-        return Named(_name(sides[0]), value)
-    if names and len(sides) == 2:
-        return Named(_name(names[0]), read_values[0])
-    if len(exact) == 1 and all(isinstance(node, Leaf) and node.value is not None for node in read_values):
-        return read_values[-1]
-    if len(sides) != 2:
-        raise Unreadable("it chains equations without a name")
-    return Relation(sides[0], "=", sides[1])
-
-
-def _constant(side: str) -> bool:
-    return side in ("e", "i", r"\pi", r"\infty", "pi")
-
-
-def _name(text: str) -> str:
-    return re.sub(r'[\s"{}\\]', "", text)
 
 
 def _bracketed(text: str, depth: int) -> Node | None:
@@ -329,13 +216,17 @@ def _bracketed(text: str, depth: int) -> Node | None:
         return node if isinstance(node, Bag) else Bag((read(inside[1], depth + 1),))
     if text in (r"\emptyset", r"\{\}"):
         return Bag(())
+    if point := re.fullmatch(r"([A-Z])\s*(\(.*,.*\))", text, re.DOTALL):  # P(3,-4)
+        node = _bracketed(point[2], depth)
+        return Named(point[1], node) if node and point[1] != "C" else None
     match = re.fullmatch(r"(\(|\[|\\langle)(.*)(\)|\]|\\rangle)", text, re.DOTALL)
     if match is None:
         return None
     parts = split_top(match[2], ",")
     if len(parts) < 2 or not all(parts) or len(parts) > MAX_PARTS:
         return None
-    return Seq(match[1], tuple(read(part, depth + 1) for part in parts), match[3])
+    opening, closing = match[1].replace(r"\langle", "("), match[3].replace(r"\rangle", ")")
+    return Seq(opening, tuple(read(part, depth + 1) for part in parts), closing)
 
 
 def _plus_minus(text: str, depth: int) -> Node | None:
@@ -350,23 +241,28 @@ def _plus_minus(text: str, depth: int) -> Node | None:
 
 
 def _ratio(text: str, depth: int) -> Node | None:
+    half = ""
+    if time := TIME.fullmatch(text):
+        text, half = time[1], time[2].lower()
     parts = split_top(text, ":")
     if not 2 <= len(parts) <= 6 or not all(re.fullmatch(r"[\d./ ]+|\\frac\{\d+\}\{\d+\}", p) for p in parts):
         return None
-    return Ratio(tuple(_leaf(part) for part in parts))
+    return Ratio(tuple(_leaf(part) for part in parts), half)
 
 
 def _matrix(text: str, depth: int) -> Node:
     named = re.fullmatch(rf"({NAME.pattern})\s*=\s*(\\begin.*)", text, re.DOTALL)
     if named:
-        return Named(_name(named[1]), _matrix(named[2], depth))
-    match = re.fullmatch(r"\\begin\{[pbvB]?matrix\}(.*)\\end\{[pbvB]?matrix\}", text, re.DOTALL)
+        return Named(short_name(named[1]), _matrix(named[2], depth))
+    match = MATRIX.fullmatch(text)
     if match is None:
         raise Unreadable("it holds a LaTeX environment other than one matrix")
-    rows = [row for row in re.split(r"\\\\", match[1]) if row.strip()]
+    rows = [row for row in re.split(r"\\\\", match["rows"]) if row.strip()]
     if not rows or len(rows) > MAX_PARTS:
         raise Unreadable("its matrix has no rows")
-    return Matrix(tuple(tuple(read(cell, depth + 1) for cell in row.split("&")) for row in rows))
+    factor = {None: "", "-": "-1"}.get(match["factor"], match["factor"])
+    cells = [[f"({factor})*({cell.strip()})" if factor else cell for cell in row.split("&")] for row in rows]
+    return Matrix(tuple(tuple(read(cell, depth + 1) for cell in row) for row in cells))
 
 
 def _leaf(text: str) -> Node:
@@ -376,8 +272,9 @@ def _leaf(text: str) -> Node:
     doubted = HEDGE.search(text) or CHANGE.search(text)
     if label and not doubted and not re.search(r"\d", label[0][: label.start(1)]):  # \text{five, i.e. } 5
         text = label[1]
+    text = scaled(text)
     if is_words(text):
-        return Text(words(text))
+        return Text(words(text), "".join(sorted(text)) if re.fullmatch(r"[A-Za-z]{2,3}", text) else "")
     if base := re.fullmatch(r"([0-9A-Za-z]+)_(?:\{(\d{1,2})\}|(\d))", text):
         number = in_base(base[1], int(base[2] or base[3]))
         if number is not None:
@@ -391,28 +288,6 @@ def _leaf(text: str) -> Node:
     if exact is None and PROSE.search(value):
         return Text(words(text, signs=True))
     return Leaf(value, exact, unit, percent)
-
-
-def is_words(text: str) -> bool:
-    """Whether the text is words and no product of letters: `east`, `"no solution"`, but not `x` or `xy`."""
-    bare = text.replace('"', "").strip()
-    if not re.fullmatch(r"[A-Za-z][A-Za-z\s'.,!?-]*", bare) or bare in FUNCTIONS:
-        return False
-    # "p - q" is a difference, "a well-known fact" is not: words have two letters somewhere.
-    return re.search("[A-Za-z]{2}", bare) is not None and not re.fullmatch(
-        r"[xyz]{2,3}|[abc]{2}|[a-z]-[a-z]", bare
-    )
-
-
-def words(text: str, *, signs: bool = False) -> str:
-    """Words as they are compared: their letters in order, whatever the case and the typeface.
-
-    With `signs`, those of a formula among the words count too: `-1 if n is odd` is not `1 if n is odd`.
-    """
-    if signs:
-        typeface = r"\\(?!(?:le|ge|ne|pm|sqrt)\b)[A-Za-z]+"
-        return " ".join(SIGNED_WORD.findall(re.sub(typeface, " ", text.casefold())))
-    return " ".join(re.findall(r"[^\W_]+", re.sub(r"\\[A-Za-z]+", " ", text).casefold()))
 
 
 def in_base(digits: str, base: int) -> Fraction | None:

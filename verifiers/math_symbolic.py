@@ -7,6 +7,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from latex2sympy2_extended import latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
 from verigrad.verifiers.math_exact import MAX_DIGITS, TooLarge
-from verigrad.verifiers.math_read import Unreadable
+from verigrad.verifiers.math_nodes import Unreadable
 from verigrad.verifiers.math_text import FUNCTIONS
 
 CONVERSION = ConversionConfig(lowercase_symbols=False)
@@ -40,6 +41,19 @@ def equal(left: str, right: str) -> bool:
     with _sympy_trouble():
         one, other = expression(left), expression(right)
         return one == other or _same(one, other)
+
+
+def spelled(text: str) -> str:
+    """Sympy's own spelling of a plain expression, in which its simplest rewritings agree."""
+    with _sympy_trouble():
+        return str(expression(text))
+
+
+def within(left: str, right: str, distance: Fraction) -> bool:
+    """Whether two plain numbers lie no farther apart than a distance."""
+    with _sympy_trouble():
+        gap = _number(expression(left) - expression(right), {})
+        return gap is not None and bool(abs(gap) <= sympy.Rational(distance.numerator, distance.denominator))
 
 
 def same_relation(left: tuple[str, str, str], right: tuple[str, str, str]) -> bool:

@@ -32,13 +32,15 @@ DROPPED = re.compile(
 )
 TEXT = re.compile(
     r"\\(?:text|mathrm|textbf|textit|textrm|mbox|hbox|mathbf|mathsf|mathtt|texttt|textsf|emph|mathit|boldsymbol"
-    r"|bm|textnormal)\s*\{([^{}]*)\}"
+    r"|bm|textnormal)\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 COLOURED = re.compile(
     r"\\(?:bf|rm|it|sf|tt)(?![A-Za-z])|\\(?:text)?color\s*\{[^{}]*\}"
-    r"|\\(?:vec|overrightarrow|underline)\s*\{(?P<held>[^{}]*)\}"
+    r"|\\(?:vec|overrightarrow|underline)\s*\{(?P<held>(?:[^{}]|\{[^{}]*\})*)\}"
 )
 ARRAY = re.compile(r"[(\[]\s*\\begin\{array\}\s*\{[lcr\s]*\}(.*)\\end\{array\}\s*[)\]]", re.DOTALL)
+CHOOSE = re.compile(r"\{([^{}]+)\\choose(?![A-Za-z])([^{}]+)\}")
+CHOSEN = re.compile(r"(?:\{\s*\})?\s*[_^]\{?(\d+)\}?\s*\\?(?:mathrm\{([CP])\}|([CP]))_\{?(\d+)\}?")  # {}_8C_3
 COMMAND = re.compile(r"\\([A-Za-z]+)\s?")
 SPACE = r"(?:(?<!\\)\\[,;:! ]|~|\\(?:quad|qquad|thinspace)(?![A-Za-z]))"
 GROUPED = re.compile(rf"(?<![\d.])(\d{{1,3}})((?:(?:\{{,\}}|,\\!|{SPACE}|\s)\d{{3}})+)(?![\d/])(?!\s*\\frac)")
@@ -55,7 +57,9 @@ def plain(text: str) -> str:
         text = text.replace(sign, latex)
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]+", lambda m: "^{" + m.group().translate(SUPERSCRIPTS) + "}", text)
     text = re.sub(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt{\1}", text).replace("√", r"\sqrt")
-    text = text.replace(r"\$", "¤")
+    text = re.sub(r"^\s*-\s*(\\\$|[€£¥₹])", r"\1-", text).replace(r"\$", "¤")
+    text = re.sub(r"\\(?:left|right)\s*\.", " ", re.sub(r"(?<=\d)\{([.:])\}(?=\d)", r"\1", text))
+    text = CHOOSE.sub(r"\\binom{\1}{\2}", CHOSEN.sub(_chosen, text))
     text = re.sub(r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]", lambda _: r"\\", text)  # the height of a row
     text = re.sub(r"\$|\\\(|\\\)|\\\[|\\\]", " ", text)
     text = re.sub(r"(?<!\\)\\\\(?=[A-Za-z]{3,})", r"\\", text) if r"\begin" not in text else text
@@ -70,6 +74,13 @@ def plain(text: str) -> str:
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", " ° ", text).replace(r"\%", "%")
     text = re.sub(r"\^\s*(-?\d+)", r"^{\1}", text)
     return re.sub(r"\s+", " ", text).strip().rstrip(".,;").strip()
+
+
+def _chosen(match: re.Match[str]) -> str:
+    top, bottom = match[1], match[4]
+    if (match[2] or match[3]) == "C":
+        return rf"\binom{{{top}}}{{{bottom}}}"
+    return rf"\frac{{{top}!}}{{({top}-{bottom})!}}"
 
 
 def _synonym(match: re.Match[str]) -> str:
@@ -96,7 +107,7 @@ def _word(match: re.Match[str]) -> str:
     if inside in ("and", "or"):
         return f" {inside} "
     # \mathbf{5} and \text{5} are numbers in another typeface.
-    if not re.search(r"[A-Za-z]", inside) or re.fullmatch(r"\\[A-Za-z]+", inside):
+    if not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", inside)):
         return f" {inside} "
     if re.fullmatch("|".join(FUNCTIONS), inside):
         return f"\\{inside} "

@@ -29,6 +29,7 @@ VOLUME = {
     "cc": F(1, 10**6),
 }  # fmt: skip
 MONEY = {"$": F(1), "¤": F(1), "dollar": F(1), "usd": F(1), "cent": F(1, 100), "¢": F(1, 100)}
+SIGNS = {"€": "euro", "£": "sterling", "¥": "yen", "₹": "rupee"}
 ANGLE = {"°": F(1), "degree": F(1), "deg": F(1)}
 TABLE: dict[str, tuple[Fraction, dict[str, int]]] = {
     **{name: (factor, {"length": 1}) for name, factor in LENGTH.items()},
@@ -37,13 +38,14 @@ TABLE: dict[str, tuple[Fraction, dict[str, int]]] = {
     **{name: (factor, {"length": 3}) for name, factor in VOLUME.items()},
     **{name: (factor, {"money": 1}) for name, factor in MONEY.items()},
     **{name: (factor, {"angle": 1}) for name, factor in ANGLE.items()},
+    **{name: (F(1), {kind: 1}) for sign, kind in SIGNS.items() for name in (sign, kind)},
     "mph": (F(1609344, 3600000), {"length": 1, "time": -1}),
     "kph": (F(1000, 3600), {"length": 1, "time": -1}),
     "kmh": (F(1000, 3600), {"length": 1, "time": -1}),
     "n": (F(1000), {"mass": 1, "length": 1, "time": -2}),
     "j": (F(1000), {"mass": 1, "length": 2, "time": -2}),
 }
-ATOM = re.compile(r"(?P<slash>/|\bper\b)|(?P<word>[A-Za-z°¤$¢']+)\.?(?:\s*\^\s*\{?(?P<power>-?\d+)\}?)?")
+ATOM = re.compile(r"(?P<slash>/|\bper\b)|(?P<word>[A-Za-z°¤$¢€£¥₹']+)\.?(?:\s*\^\s*\{?(?P<power>-?\d+)\}?)?")
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 HEDGE_WORDS = "or|and|not|maybe|perhaps|if|wrong|but|else|either"
 # `5 minus one` and `negative: 5` are other values than 5, and `5 nope` takes it back.
@@ -66,12 +68,14 @@ class Unit:
 
 def split_unit(text: str) -> tuple[str, Unit | None]:
     """A plain text's value and its unit; None when it carries no unit."""
+    if text[:1] in SIGNS:
+        return text[1:].strip(), parse_unit(text[0])
     if text.startswith("¤"):
         money, rate = split_unit(text[1:].strip())  # $18 per day
         whole = rate is None or dict(rate.dimensions).get("money", 0) != 0
         return (text[1:].strip() if whole else money), parse_unit("¤")
-    if re.fullmatch(r".*[\d)}]\s*¤", text):
-        return text[:-1].strip(), parse_unit("¤")
+    if re.fullmatch(r".*[\d)}]\s*[¤€£¥₹]", text):
+        return text[:-1].strip(), parse_unit(text[-1])
     # The unit is the longest tail made of words only; looked for near the end, since it must be short.
     start = max(0, len(text) - EARLIEST_TAIL)
     for at in range(max(start, 1), len(text)):

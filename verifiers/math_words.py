@@ -1,0 +1,95 @@
+"""Words inside plain mathematics: an answer, a label, a factor, or a condition that adds nothing."""
+
+import re
+
+from verigrad.verifiers.math_text import FUNCTIONS
+from verigrad.verifiers.math_units import CHANGE_WORDS, HEDGE_WORDS
+
+PROSE = re.compile(rf'"|(?<![\\A-Za-z])(?!(?:{"|".join(FUNCTIONS)})\b)[A-Za-z]{{4,}}')
+HEDGE = re.compile(rf"\b(?:{HEDGE_WORDS})\b", re.IGNORECASE)
+CHANGE = re.compile(rf"\b(?:{CHANGE_WORDS})\b", re.IGNORECASE)
+SIGNED_WORD = re.compile(r"\d+\.\d+|[^\W_]+|[+<>^]|-(?=[\s\"{(]*(?:\d|\\|[a-z]\b))")
+SCALES = {
+    "dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+}  # fmt: skip
+SCALED = re.compile(
+    rf'(?P<count>[-¤€£\d.]*\d(?:/\d+)?|\\frac\{{\d+\}}\{{\d+\}})\s*"?\s*(?P<scale>{"|".join(SCALES)})s?\b'
+    r'\s*(?P<rest>[A-Za-z\s]*"?)$',
+    re.IGNORECASE,
+)
+PERCENT = re.compile(r'(?<=[\d}])\s*"?\s*(?:percent|per cent)(?: points?)?\s*"?$', re.IGNORECASE)
+NUMBERS = r"(?:\\mathbb\s*\{[RZ]\}|\\mathbb [RZ])"
+EVERY = r"(?:real|integers?|numbers?|values?|of|in|[a-z]|\\in|\s|\")*"
+QUANTIFIER = re.compile(
+    rf'(?:,|;|\(|\s|")*(?:\bfor (?:all|any|every|each)\b{EVERY}{NUMBERS}?\s*\)?'  # for all real x
+    rf'|,\s*(?:"(?:where|with|for)"\s*)?[a-z]\s*\\in\s*{NUMBERS}'  # , k \in \mathbb{Z}
+    r'|,?\s*"(?:where|with)"\s*[jkmn]\s*(?:>|\\ge)\s*\d+'  # where n \ge 1
+    r'|,?\s*"(?:where|with|for)?\s*[a-z]?"?\s*[a-z]?\s*"?\s*is an(?:y)? integer")\s*$'
+)
+CLOSING_WORDS = re.compile(
+    r'(?<=[\d}])\s*"(?:is|are)\s+(?:the\s+|all\s+|our\s+|only\s+|final\s+|desired\s+|required\s+)*'
+    r'(?:primes?|solutions?|answers?|roots?|values?|numbers?|integers?|zeros?|factors?)"$'
+)
+LABEL = re.compile(
+    r'"\s*(?P<words>[A-Za-z][A-Za-z\s]*?)\s*(?P<end>[:=]?)\s*"\s*(?P<rest>(?:[(\[]|\\\{|\\begin).*)',
+    re.DOTALL,
+)
+NAMED_THINGS = re.compile(
+    r"\b(?:points?|range|interval|domain|vertex|cent(?:er|re)|coordinates|set|solutions?|answers?|vector|matrix)$",
+    re.IGNORECASE,
+)
+
+
+def without_remarks(text: str) -> str:
+    """Without words that leave the value as it is: a quantifier, a label, `are the primes`."""
+    text = CLOSING_WORDS.sub("", QUANTIFIER.sub("", text)).strip() or text
+    label = LABEL.fullmatch(text)
+    if label is None or HEDGE.search(label["words"]) or CHANGE.search(label["words"]):
+        return text
+    return label["rest"] if label["end"] or NAMED_THINGS.search(label["words"]) else text
+
+
+def scaled(text: str) -> str:
+    """`5 "dozen"` as `5*12`, `2 "percent"` as `2%`: these words are factors, and no units."""
+    text = PERCENT.sub("%", text)
+    match = SCALED.fullmatch(text)
+    if match is None:
+        return text
+    rest = match["rest"].replace('"', "").strip()
+    if rest.startswith("of "):
+        rest = rest[3:]
+    return f"{match['count']}*{SCALES[match['scale'].lower()]}" + (f' "{rest}"' if rest else "")
+
+
+def agrees(gold: str, found: str) -> bool:
+    """Whether `yes, it is` answers `yes`: the word comes first, and nothing after it takes it back."""
+    told = words(gold)
+    if told not in ("yes", "no", "true", "false"):
+        return False
+    first, *rest = words(found).split() or [""]
+    doubts = {"yes", "no", "not", "true", "false", "t", "cannot"} - (
+        {"not", "t", "cannot"} if told == "no" else set()
+    )
+    return first == told and not doubts & set(rest) and not HEDGE.search(" ".join(rest))
+
+
+def is_words(text: str) -> bool:
+    """Whether the text is words and no product of letters: `east`, `"no solution"`, but not `x` or `xy`."""
+    bare = text.replace('"', "").strip()
+    if not re.fullmatch(r"[A-Za-z][A-Za-z\s'.,!?-]*", bare) or bare in FUNCTIONS:
+        return False
+    # "p - q" is a difference, "a well-known fact" is not: words have two letters somewhere.
+    return re.search("[A-Za-z]{2}", bare) is not None and not re.fullmatch(
+        r"[xyz]{2,3}|[abc]{2}|[a-z]-[a-z]", bare
+    )
+
+
+def words(text: str, *, signs: bool = False) -> str:
+    """Words as they are compared: their letters in order, whatever the case and the typeface.
+
+    With `signs`, those of a formula among the words count too: `-1 if n is odd` is not `1 if n is odd`.
+    """
+    if signs:
+        typeface = r"\\(?!(?:le|ge|ne|pm|sqrt)\b)[A-Za-z]+"
+        return " ".join(SIGNED_WORD.findall(re.sub(typeface, " ", text.casefold())))
+    return " ".join(re.findall(r"[^\W_]+", re.sub(r"\\[A-Za-z]+", " ", text).casefold()))
