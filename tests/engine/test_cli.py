@@ -123,7 +123,7 @@ def test_debug_shows_the_traceback_and_changes_no_status(call):
     ],
 )
 def test_how_each_kind_of_error_ends(call, monkeypatch, error, status, traced):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr("verigrad.engine.config.load", fail)
@@ -133,7 +133,7 @@ def test_how_each_kind_of_error_ends(call, monkeypatch, error, status, traced):
 
 
 def test_an_interrupted_training_is_told_to_go_on(call, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("verigrad.engine.config.load", fail)
