@@ -51,7 +51,7 @@ device = "cpu"
 backend = "{backend}"
 groups_per_step = 8
 max_prompt_tokens = 250
-max_tokens = 8
+max_tokens = 40
 max_seqs = 64
 
 [sample]
