@@ -74,7 +74,12 @@ class Combine:
     def check_row(self, problem: Problem) -> None:
         """Raise ValueError when a part misses a column of the row."""
         for part in self.parts:
-            part.verifier.check_row(problem)
+            try:
+                part.verifier.check_row(problem)
+            except ValueError as error:
+                inner = f"verifier.options.parts.{part.name}.options."
+                says = str(error).replace("verifier.options.", inner)
+                raise ValueError(f"combine: part {part.name!r}: {says}") from error
 
     def _total(self, verdicts: Sequence[Verdict]) -> Verdict:
         """The parts' verdicts on one attempt as one verdict."""

@@ -148,6 +148,21 @@ def _first_fault(validator: Any, value: Any) -> str:
         raise ValueError(
             f"json_schema: the schema refers to {shown(lost.ref)}, which is not in it, and nothing is fetched"
         ) from None
+    except RecursionError:
+        if _endless(validator):
+            raise ValueError("json_schema: the schema refers to itself without end") from None
+        return "nested too deeply for this schema"
     if error is None:
         return ""
     return f"{short(error.json_path)} does not fit {short(str(error.validator))}"
+
+
+def _endless(validator: Any) -> bool:
+    """Whether the schema exhausts the stack on values without any depth."""
+    flat_values: list[Any] = [None, 1, "", [], {}]
+    try:
+        for flat in flat_values:
+            validator.is_valid(flat)
+    except RecursionError:
+        return True
+    return False

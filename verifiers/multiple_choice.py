@@ -14,6 +14,7 @@ from verigrad.verifiers.marked import Unreadable, boxes, last_line, tags
 from verigrad.verifiers.options import shown, with_options
 
 LETTERS = "ABCDEFGHIJ"
+MAX_CLAIMS = 50
 # Where prose states its answer; `(?=...)` so that a second statement on the same line is seen as well.
 SAID = re.compile(
     r"\b(?:answer|correct (?:option|choice))\b[*_]{0,3}[ \t]{0,3}(?:is\b|[:=])(?=[*_:\s]{0,6}([^\n]{0,400}))",
@@ -59,18 +60,17 @@ def multiple_choice(text: str, answer: Any, choices: Any = None, letters: str = 
 
 def _pick(text: str, known: Mapping[str, str]) -> str:
     """The one letter the text settles on: in boxes and tags, else after `Answer:`, else in the last line."""
-    marked = sorted(boxes(text) + tags(text, "answer"), key=lambda found: found[1])
-    if marked:
-        claims = [_claimed(content, known) for content, _ in marked]
-        rest = text[marked[-1][1] :]
-    elif said := list(SAID.finditer(text)):
-        claims = [_claimed(match[1], known) for match in said]
-        rest = text[said[-1].end(1) :]
-    else:
+    stated = sorted(boxes(text) + tags(text, "answer"), key=lambda found: found[1])
+    stated = stated or [(match[1], match.end(1)) for match in SAID.finditer(text)]
+    if not stated:
         return _unmarked(text, known)
+    if len(stated) > MAX_CLAIMS:
+        raise Unreadable(f"states {len(stated)} answers")
+    claims = [_claimed(content, known) for content, _ in stated]
     if not claims[-1]:
         raise Unreadable("states an answer that names no choice")
-    return _only(claims[-1].union(*claims, _mentions(rest, known)))
+    behind = _mentions(text[stated[-1][1] :], known)
+    return _only(behind.union(*claims))
 
 
 def _unmarked(text: str, known: Mapping[str, str]) -> str:

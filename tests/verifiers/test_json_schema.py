@@ -155,6 +155,23 @@ def test_the_published_drafts_may_be_referred_to():
     assert judge('{"type": 3}', meta).reward == 0.0
 
 
+def test_a_schema_without_end_is_its_own_fault_and_deep_text_is_the_models():
+    with pytest.raises(ValueError, match="refers to itself without end"):
+        judge("1", {"$ref": "#"})
+    tree = {
+        "$ref": "#/$defs/tree",
+        "$defs": {
+            "tree": {"anyOf": [{"type": "integer"}, {"items": {"$ref": "#/$defs/tree"}, "type": "array"}]}
+        },
+    }
+    assert judge("[" * 64 + "1" + "]" * 64, tree).reward == 1.0
+    assert judge("[" * 64 + "null" + "]" * 64, tree).reward == 0.0
+    deep = {"items": {"$ref": "#"}}
+    for _ in range(40):
+        deep = {"allOf": [deep], **({"items": {"$ref": "#"}} if _ == 39 else {})}
+    assert judge("[" * 64 + "]" * 64, deep).reward is not None
+
+
 def test_a_row_without_a_schema_is_refused_before_judging():
     with pytest.raises(ValueError, match="needs 'schema'"):
         load().check_row(Problem("p", "?"))
