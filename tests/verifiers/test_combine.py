@@ -233,7 +233,7 @@ def test_deadlines_add_up_and_all_parts_are_warmed_up():
     assert load({"a": part("says"), "b": part("shortest")}).policy.deadline_s == 16 * 3.0 + 2.0
     assert load({"a": part("says")}).policy.warm_up is None
     assert load({"a": {"verifier": "math_answer"}}).policy.warm_up is not None
-    assert "a 0, right 1" in load({"a": part("says"), "right": RIGHT}).policy.version
+    assert load({"a": part("says"), "b": {"verifier": "repetition"}}).policy.version == "1; a 0, b 1"
 
 
 def test_it_runs_inline_only_where_all_parts_do():
