@@ -51,11 +51,11 @@ device = "cpu"
 backend = "{backend}"
 groups_per_step = 8
 max_prompt_tokens = 250
-max_tokens = 40
+max_tokens = 8
 max_seqs = 64
 
 [sample]
-num_samples = 12
+num_samples = 48
 keep_per_problem = 3
 """
 

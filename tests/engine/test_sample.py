@@ -139,7 +139,7 @@ def test_which_problems_are_sampled_depends_on_the_seed_and_not_on_how_many():
         ("policy.tokens_per_batch=4", "policy.tokens_per_batch has no effect"),
         ("eval.every=0", "[eval] has no effect"),
         ("sft.batch_size=2", "[sft] is for `verigrad sft`"),
-        ("sample.keep_per_problem=13", "more than sample.num_samples = 12, so no problem ever has as many"),
+        ("sample.keep_per_problem=49", "more than sample.num_samples = 48, so no problem ever has as many"),
         ("sample.num_samples=0", "sample.num_samples = 0"),
         ("sample.min_reward=nan", "sample.min_reward = nan"),
         ("sample.keep=2", "sample.keep is not a setting"),
@@ -202,7 +202,7 @@ def test_what_is_kept_is_what_was_accepted_in_the_rollouts(reference):
     run = everything(reference[0] / "run")
     samples = [json.loads(line) for line in run["samples"].splitlines()]
     rollouts = [row for table in run["tables"].values() for row in table]
-    assert len(rollouts) == 30 * 12
+    assert len(rollouts) == 30 * 48
     assert len(samples) == sum(row["num_kept"] for row in run["metrics"]) > 5
     encode = Encoder(Prompter(tokenizer(), PromptsConfig()), eos_ids=[EOS], max_length=10**9)
     for sample in samples:
@@ -257,7 +257,7 @@ def test_sft_reads_what_was_sampled_as_it_is(reference, tmp_path):
 def test_other_settings_are_another_run(reference):
     status, printed = run_sample(reference[0], "sample.num_samples=4", "sample.keep_per_problem=2")
     assert status == 2, printed
-    assert "sample.num_samples: 12 -> 4" in printed.splitlines()[-1]
+    assert "sample.num_samples: 48 -> 4" in printed.splitlines()[-1]
 
 
 def test_more_problems_than_there_are(fresh):
