@@ -1,12 +1,15 @@
 """Text and the expected answer -> right when they are the same string."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from verigrad.verifiers.base import Verdict, verifier
 
+MAX_EXTRACTED = 400  # characters: longer texts vote by their beginning
 
-@verifier("exact_match", version="1", runs="inline", canary={"response": "yes", "answer": "yes"})
+
+@verifier("exact_match", version="2", runs="inline", canary={"response": "yes", "answer": "yes"})
 def exact_match(text: str, answer: Any, casefold: bool = False, collapse_whitespace: bool = False) -> Verdict:
     """Right if the final text, stripped, equals the answer (or one of a list of answers).
 
@@ -25,4 +28,5 @@ def exact_match(text: str, answer: Any, casefold: bool = False, collapse_whitesp
     found = normal(text)
     if not found:
         return Verdict.wrong("no text", outcome="unparseable")
-    return Verdict.right() if found in accepted else Verdict.wrong("differs")
+    verdict = Verdict.right() if found in accepted else Verdict.wrong("differs")
+    return replace(verdict, extracted=found[:MAX_EXTRACTED])

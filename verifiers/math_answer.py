@@ -26,7 +26,8 @@ OTHER_CHOICES = re.compile(r"\b[A-J]\b|(?<![A-Za-z])(?:\(\s*[a-j]\s*\)|[a-j][).:
 CHOICE_WITH_TEXT = re.compile(r"(?:\(\s*([A-Ja-j])\s*\)|([A-Ja-j])[).:])\s*\S.*", re.DOTALL)
 GOLD_CHOICE = re.compile(r'"?\(([A-J])\)"?\s*(?P<value>[^\s+*/^=<>-].*|-\s*\S.*)', re.DOTALL)  # "(B)" 5
 OPTION = re.compile(
-    r'"?\s*(?:the\s+)?(?:option|choice|answer)\s*:?\s*(?="?\s*(?:\(\s*[A-Ja-j]\s*\)|[A-J]\b))', re.IGNORECASE
+    r'"?\s*(?:the\s+)?(?:option|choice|answer)(?:\s+is)?\s*:?\s*(?="?\s*(?:\(\s*[A-Ja-j]\s*\)|[A-J]\b))',
+    re.IGNORECASE,
 )
 UNEVALUATED = (r"\sum", r"\prod", r"\int", r"\binom", r"\lim", "!", "*", "+")
 

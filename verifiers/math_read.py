@@ -25,7 +25,16 @@ from verigrad.verifiers.math_nodes import (
 from verigrad.verifiers.math_relations import NAME, RELATION, approximation, punctured, relation, short_name
 from verigrad.verifiers.math_text import split_top
 from verigrad.verifiers.math_units import split_unit
-from verigrad.verifiers.math_words import CHANGE, HEDGE, PROSE, is_words, scaled, without_remarks, words
+from verigrad.verifiers.math_words import (
+    CHANGE,
+    COUNTS,
+    HEDGE,
+    PROSE,
+    is_words,
+    scaled,
+    without_remarks,
+    words,
+)
 
 TRIGONOMETRIC = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 BUILDER = re.compile(r"[A-Za-z](?:\s*\\in\s*\\mathbb\s*\{R\})?\s*[|:](.*)", re.DOTALL)  # { x | x > 2 }
@@ -195,7 +204,12 @@ def _union(text: str, depth: int) -> Node | None:
         return None
     parts = split_top(text, r"\\cup(?![A-Za-z])")
     if len(parts) > 1:
-        return Union(tuple(read(part, depth + 1) for part in parts))
+        sets = tuple(read(part, depth + 1) for part in parts)
+        if all(isinstance(one, Bag) for one in sets):
+            return Bag(
+                tuple(dict.fromkeys(item for one in sets if isinstance(one, Bag) for item in one.items))
+            )
+        return Union(sets)
     whole = split_top(text, r"\\setminus(?![A-Za-z])")
     if len(whole) == 2 and read(whole[0], depth + 1) == REALS:
         without = read(whole[1], depth + 1)
@@ -273,6 +287,8 @@ def _leaf(text: str) -> Node:
     if label and not doubted and not re.search(r"\d", label[0][: label.start(1)]):  # \text{five, i.e. } 5
         text = label[1]
     text = scaled(text)
+    if is_words(text) and (count := COUNTS.get(words(text))) is not None:
+        return Leaf(str(count), Fraction(count))
     if is_words(text):
         return Text(words(text), "".join(sorted(text)) if re.fullmatch(r"[A-Za-z]{2,3}", text) else "")
     if base := re.fullmatch(r"([0-9A-Za-z]+)_(?:\{(\d{1,2})\}|(\d))", text):

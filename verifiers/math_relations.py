@@ -118,13 +118,12 @@ def _equation(sides: Sequence[str], depth: int, read: Reader) -> Node:
     read_values = [read(side, depth + 1) for side in values]
     if not _holds([node for node in read_values if isinstance(node, Leaf)]):
         raise Unreadable("its equation is false")
-    exact = {node.value for node in read_values if isinstance(node, Leaf) and node.value is not None}
     if names and NAME.fullmatch(sides[0]) and not _constant(sides[0]):
         value = read_values[-1] if read_values else read(sides[-1], depth + 1)
         return Named(short_name(sides[0]), value)
     if names and len(sides) == 2:
         return Named(short_name(names[0]), read_values[0])
-    if exact and all(isinstance(node, Leaf) and is_constant(node.text) for node in read_values):
+    if all(isinstance(node, Leaf) and is_constant(node.text) for node in read_values):
         return read_values[-1]
     if len(sides) != 2:
         raise Unreadable("it chains equations without a name")
@@ -135,6 +134,8 @@ def _holds(leaves: Sequence[Leaf]) -> bool:
     """Whether the numbers of a chain are one number; what is no number is not looked at."""
     for one, other in pairwise([leaf for leaf in leaves if is_constant(leaf.text)]):
         if one.value is None or other.value is None:
+            if one.unit or other.unit:
+                continue
             from verigrad.verifiers import math_symbolic  # sympy takes half a second: only who needs it waits
 
             with contextlib.suppress(Unreadable):

@@ -46,7 +46,7 @@ def equal(left: str, right: str) -> bool:
 def spelled(text: str) -> str:
     """Sympy's own spelling of a plain expression, in which its simplest rewritings agree."""
     with _sympy_trouble():
-        return str(expression(text))
+        return str(expression(text).doit())
 
 
 def within(left: str, right: str, distance: Fraction) -> bool:

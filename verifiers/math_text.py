@@ -109,7 +109,8 @@ def _word(match: re.Match[str]) -> str:
     # \mathbf{5} and \text{5} are numbers in another typeface.
     if not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", inside)):
         return f" {inside} "
-    if re.fullmatch("|".join(FUNCTIONS), inside):
+    counted_minutes = inside == "min" and re.search(r"[\d}]\W*$", match.string[: match.start()])
+    if re.fullmatch("|".join(FUNCTIONS), inside) and not counted_minutes:
         return f"\\{inside} "
     # The number of `\\text{72 clips}` is a number, and what follows it a unit.
     if counted := re.fullmatch(r"(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)\s+([A-Za-z][A-Za-z\s]*)", inside):

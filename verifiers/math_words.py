@@ -1,5 +1,6 @@
 """Words inside plain mathematics: an answer, a label, a factor, or a condition that adds nothing."""
 
+import math
 import re
 
 from verigrad.verifiers.math_text import FUNCTIONS
@@ -12,17 +13,22 @@ SIGNED_WORD = re.compile(r"\d+\.\d+|[^\W_]+|[+<>^]|-(?=[\s\"{(]*(?:\d|\\|[a-z]\b
 SCALES = {
     "dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
 }  # fmt: skip
+COUNT_WORDS = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+]  # fmt: skip
+COUNTS = {word: number for number, word in enumerate(COUNT_WORDS)}
 SCALED = re.compile(
-    rf'(?P<count>[-¤€£\d.]*\d(?:/\d+)?|\\frac\{{\d+\}}\{{\d+\}})\s*"?\s*(?P<scale>{"|".join(SCALES)})s?\b'
+    rf'(?P<count>[-¤€£\d.]*\d(?:/\d+)?|\\frac\{{\d+\}}\{{\d+\}})\s*"?\s*(?P<scale>(?:{"|".join(SCALES)})s?(?:\s+(?:{"|".join(SCALES)})s?)*)\b'
     r'\s*(?P<rest>[A-Za-z\s]*"?)$',
     re.IGNORECASE,
 )
 PERCENT = re.compile(r'(?<=[\d}])\s*"?\s*(?:percent|per cent)(?: points?)?\s*"?$', re.IGNORECASE)
 NUMBERS = r"(?:\\mathbb\s*\{[RZ]\}|\\mathbb [RZ])"
-EVERY = r"(?:real|integers?|numbers?|values?|of|in|[a-z]|\\in|\s|\")*"
+EVERY = r"(?:\s|\"|\\in\b|(?<![A-Za-z\\])(?:real|integers?|numbers?|values?|of|in|[a-z])(?![A-Za-z]))*+"
 QUANTIFIER = re.compile(
-    rf'(?:,|;|\(|\s|")*(?:\bfor (?:all|any|every|each)\b{EVERY}{NUMBERS}?\s*\)?'  # for all real x
-    rf'|,\s*(?:"(?:where|with|for)"\s*)?[a-z]\s*\\in\s*{NUMBERS}'  # , k \in \mathbb{Z}
+    rf'(?:(?<![,;(\s"])[,;(\s"]*+\bfor (?:all|any|every|each)\b{EVERY}{NUMBERS}?\s*\)?'  # for all real x
+    rf'|,\s*(?:"(?:where|with|for)"\s*)?[a-z]\s*\\in\s*{NUMBERS}'  # , k \in \mathbb{{Z}}
     r'|,?\s*"(?:where|with)"\s*[jkmn]\s*(?:>|\\ge)\s*\d+'  # where n \ge 1
     r'|,?\s*"(?:where|with|for)?\s*[a-z]?"?\s*[a-z]?\s*"?\s*is an(?:y)? integer")\s*$'
 )
@@ -58,7 +64,8 @@ def scaled(text: str) -> str:
     rest = match["rest"].replace('"', "").strip()
     if rest.startswith("of "):
         rest = rest[3:]
-    return f"{match['count']}*{SCALES[match['scale'].lower()]}" + (f' "{rest}"' if rest else "")
+    factor = math.prod(SCALES[word.rstrip("s")] for word in match["scale"].lower().split())
+    return f"{match['count']}*{factor}" + (f' "{rest}"' if rest else "")
 
 
 def agrees(gold: str, found: str) -> bool:
@@ -67,10 +74,16 @@ def agrees(gold: str, found: str) -> bool:
     if told not in ("yes", "no", "true", "false"):
         return False
     first, *rest = words(found).split() or [""]
-    doubts = {"yes", "no", "not", "true", "false", "t", "cannot"} - (
-        {"not", "t", "cannot"} if told == "no" else set()
+    doubts = {"yes", "no", "not", "true", "false", "t", "cannot"}
+    if told == "no":  # no, they do not
+        doubts, rest = {"yes", "no", "true", "false"}, [word for word in rest if word != "not"]
+    after = set(rest)
+    return (
+        first == told
+        and not doubts & after
+        and not HEDGE.search(" ".join(rest))
+        and not CHANGE.search(" ".join(rest))
     )
-    return first == told and not doubts & set(rest) and not HEDGE.search(" ".join(rest))
 
 
 def is_words(text: str) -> bool:
