@@ -68,6 +68,7 @@ def run(planned: Sequence[Planned], *, seed: int | None, output: str | None, as_
             print(text, file=report)
         else:
             eval_report.show(results, comparisons, file=report)
+        report.flush()
         if folder is not None:
             folder.write_comparisons(comparisons)
             screen.say(f"written to {output}")
@@ -83,6 +84,8 @@ def prepare(planned: Planned, screen: Screen) -> Prepared:
         model = model_files.fetch(cfg, progress=screen.progress)
     except ConfigError as error:  # the user named it as an argument
         raise ConfigError(str(error).replace("policy.model = ", "")) from error
+    if len(model.tokenizer.get_vocab()) <= len(model.tokenizer.all_special_ids):  # transformers makes one up
+        raise ConfigError(f"{subject.label}: its folder holds no tokenizer; save the model's tokenizer there")
     prompter = Prompter(model.tokenizer, cfg.prompts)
     accept = prompter.refusal_above(cfg.rollout.max_prompt_tokens)
     held_out = data.load_evals(cfg.data, seed=cfg.train.seed, accept=accept)

@@ -1,0 +1,181 @@
+"""`verigrad eval` as a user runs it: runs, models, both samplers, and what is on disk and on the screen."""
+
+import json
+import re
+import tomllib
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.tiny import Forked, model_folder, run_cli, write_recipe
+from verigrad.verifiers import registry
+
+SETS = """
+[data.evals.products]
+path = "products.jsonl"
+num_samples = 3
+temperature = 1.0
+verifier = "exact_match"
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder in which a tiny run was trained to its end, with two sets of held-out problems."""
+    folder = tmp_path_factory.mktemp("home")
+    recipe = write_recipe(folder)
+    recipe.write_text(recipe.read_text().replace("num_steps = 5", "num_steps = 2") + SETS)
+    rows = [{"prompt": f"{a}*{a}=", "answer": str(a * a), "kind": "square"} for a in range(4)]
+    (folder / "products.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, text = Forked("train", "tiny.toml", folder=folder).wait()
+    assert status == 0, text
+    return folder
+
+
+def version(name):
+    return registry.load(name).policy.version
+
+
+def evaluated(folder, *words):
+    """The JSON object, and what was said on the way."""
+    status, text = Forked("eval", *words, "--json", folder=folder).wait()
+    assert status == 0, text
+    (line,) = [one for one in text.splitlines() if one.startswith("{")]
+    return json.loads(line)
+
+
+def recorded(folder, data):
+    rows = [json.loads(line) for line in (folder / "run" / "eval.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["data"] == data]
+
+
+def test_a_run_is_asked_again_what_it_was_asked_while_it_trained(home):
+    made = evaluated(home, "run")["evaluations"]
+    assert [row["data"] for row in made] == ["held_out", "products"]
+    for row in made:
+        ours = {key: value for key, value in row.items() if key not in ("model", "path", "used")}
+        assert ours == recorded(home, row["data"])[-1]  # the same samples of the same weights
+        assert row["used"]["seed"] == 0
+    assert made[0]["used"]["verifier"].startswith("verifiers_of_tests.py:low_first")
+    assert made[1]["used"]["verifier"] == "exact_match " + version("exact_match")
+
+
+def test_the_starting_model_and_the_run_are_compared_as_the_run_compares_itself(home):
+    made = evaluated(home, model_folder(), "run")
+    start, end = (row["avg"] for row in made["evaluations"] if row["data"] == "held_out")
+    assert start == recorded(home, "held_out")[0]["avg"]
+    (avg,) = [c for c in made["comparisons"] if (c["data"], c["score"]) == ("held_out", "avg")]
+    assert avg["gain"] == pytest.approx(end - start)
+    assert avg["num_better"] + avg["num_worse"] + avg["num_same"] == avg["num_problems"] == 6
+    assert {c["score"] for c in made["comparisons"] if c["data"] == "products"} == {"avg", "pass@1", "pass@2"}
+
+
+def test_another_seed_draws_other_samples_of_the_same_problems(home):
+    first, second = (evaluated(home, "run", "--seed", seed)["evaluations"][0] for seed in ("0", "1"))
+    assert first["used"]["data"] == second["used"]["data"]
+    assert (
+        first["completion_tokens_mean"] != second["completion_tokens_mean"] or first["avg"] != second["avg"]
+    )
+
+
+def test_what_is_written_can_be_read_back(home):
+    made = evaluated(home, model_folder(), "run", "--n", "4", "--by", "kind", "-o", "out")
+    out = home / "out"
+    lines = [json.loads(line) for line in (out / "eval.jsonl").read_text().splitlines()]
+    assert lines == made["evaluations"]
+    assert json.loads((out / "comparisons.json").read_text()) == made["comparisons"]
+    table = pq.read_table(out / "run_step_2" / "evals" / "step_000002_held_out.parquet").to_pylist()
+    assert len(table) == 6 * 4
+    assert sum(row["reward"] for row in table) / 24 == pytest.approx(lines[2]["avg"])
+    assert {"problem_id", "text", "seed", "extracted", "answer", "meta"} <= set(table[0])
+    settings = tomllib.loads((out / "run_step_2" / "config.toml").read_text())
+    assert settings["verifier"]["name"] == "verifiers_of_tests.py:low_first"
+    assert sorted(lines[0]["by"]) == ["even", "odd"]
+    status, text = Forked("eval", "run", "-o", "out", folder=home).wait()
+    assert status == 2
+    assert "out: is there already" in text
+
+
+def test_a_model_from_an_empty_folder(tmp_path):
+    (tmp_path / "sums.csv").write_text("prompt,answer,topic\n1+1=,2,a\n1+2=,3,b\n")
+    words = [
+        "--data",
+        "sums.csv",
+        "--verifier",
+        "exact_match",
+        "--n",
+        "2",
+        "--max-tokens",
+        "6",
+        "--by",
+        "topic",
+    ]
+    more = ["rollout.max_prompt_tokens=20", "rollout.backend=transformers"]
+    status, out, err = run_cli("eval", model_folder(), *words, *more, folder=tmp_path)
+    assert status == 0, err
+    shown = {line.split("  ")[0]: line for line in out.splitlines() if line}
+    assert re.search(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", shown["avg@2"])
+    assert {"pass@1", "pass@2", "maj@1", "maj@2", "undecided", "completion tokens", "prompt template"} <= set(
+        shown
+    )
+    assert shown["temperature"].split() == ["temperature", "1.0"]
+    assert shown["max tokens"].split() == ["max", "tokens", "6"]
+    assert shown["verifier"].split() == ["verifier", "exact_match", version("exact_match")]
+    assert {"sums, avg by category", "a", "b"} <= {key.strip() for key in shown}
+    assert "\x1b" not in out
+    assert "sampling" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sums.csv"]
+
+
+@pytest.mark.vllm
+def test_both_samplers_and_two_models_in_one_process(home):
+    words = ["run", model_folder(seed=1), "--data", "products.jsonl", "rollout.kv_cache_gb=0.25"]
+    made = {
+        backend: evaluated(home, *words, "--n", "1", "--temperature", "0", f"rollout.backend={backend}")
+        for backend in ("vllm", "transformers")
+    }
+    rows = {name: one["evaluations"] for name, one in made.items()}
+    assert [row["used"]["sampler"] for row in rows["vllm"]] == ["vllm float32"] * 2
+    assert [row["avg"] for row in rows["vllm"]] == [row["avg"] for row in rows["transformers"]]  # both greedy
+
+
+WRONG = [
+    ("run --by knid", "eval.by = 'knid': no held-out problem has this column; they have kind"),
+    ("run --verifier math_anser", "verifier 'math_anser' is not known; did you mean 'math_answer'?"),
+    ("run --verifier exact_match --option casfold=true", "did you mean 'casefold'?"),
+    ("run --verifier verifiers_of_tests.py:wants_hint", "needs 'hint'"),
+    ("run --data wrong.csv", "wrong.csv line 2: has no column 'prompt'; it has question, answer"),
+    (
+        "notok --data sums.jsonl rollout.max_prompt_tokens=60 --max-tokens 8",
+        "notok: its folder holds no token",
+    ),
+    ("run --max-tokens 5000", "is more than the 512 positions"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), WRONG)
+def test_what_is_wrong_is_said_in_one_line(home, words, says):
+    (home / "wrong.csv").write_text("question,answer\n1+1=,2\n")
+    (home / "notok").mkdir(exist_ok=True)
+    for name in ("config.json", "model.safetensors", "generation_config.json"):
+        (home / "notok" / name).write_bytes(
+            (home / "run" / "checkpoints" / "step_000002" / name).read_bytes()
+        )
+    status, text = Forked("eval", *words.split(), folder=home).wait()
+    assert status == 2, text
+    (line,) = [one for one in text.splitlines() if one.startswith("verigrad:")]
+    assert says in line
+    assert "Traceback" not in text
+
+
+def test_what_the_verifier_could_not_judge_is_on_disk_and_no_score(home):
+    words = ["run", "--verifier", "verifiers_of_tests.py:always_raises", "-o", "broken"]
+    status, text = Forked("eval", *words, folder=home).wait()
+    assert status == 1, text
+    assert (
+        "evaluation held_out: verifier 'verifiers_of_tests.py:always_raises' could not decide 12 of 12"
+        in text
+    )
+    table = pq.read_table(home / "broken" / "evals" / "step_000002_held_out.parquet")
+    assert set(table["outcome"].to_pylist()) == {"error"}
+    assert not (home / "broken" / "eval.jsonl").exists()
