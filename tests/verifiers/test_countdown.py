@@ -2,7 +2,12 @@
 
 # ruff: noqa: E501, RUF001 - tables are read by columns, and hold look-alike signs on purpose
 
+import ast
+import random
+import re
 import time
+from fractions import Fraction
+from operator import add, mul, sub, truediv
 
 import pytest
 
@@ -202,3 +207,39 @@ def test_hostile_texts_take_no_time():
         for extract in ("answer_tag", "boxed", "last_line"):
             assert judge(text, extract=extract).reward == 0.0
     assert time.perf_counter() - started < 2
+
+
+def reference(node):
+    """The value of a Python expression of whole numbers and + - * /, read by Python's own parser."""
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return Fraction(node.value)
+    if not isinstance(node, ast.BinOp) or type(node.op) not in PYTHON_SIGNS:
+        raise SyntaxError
+    return PYTHON_SIGNS[type(node.op)](reference(node.left), reference(node.right))
+
+
+PYTHON_SIGNS = {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv}
+
+
+def test_random_texts_are_read_as_python_reads_them():
+    """Precedence, brackets and malformed texts against another parser; the target is what that parser says."""
+    draw = random.Random(5)
+    num_read = 0
+    for _ in range(8000):
+        text = "".join(
+            draw.choices(["3", "4", "8", "2", "+", "-", "*", "/", "(", ")", " "], k=draw.randint(1, 9))
+        )
+        try:
+            value = reference(ast.parse(text.strip(), mode="eval").body)
+        except (SyntaxError, ValueError):
+            assert judge(tagged(text)).outcome == "unparseable", text
+            continue
+        except ZeroDivisionError:
+            assert judge(tagged(text)).outcome == "wrong", text
+            continue
+        num_read += 1
+        numbers = [int(digits) for digits in re.findall(r"\d+", text)]
+        if value.denominator == 1:
+            assert judge(tagged(text), nums=numbers, target=int(value)).reward == 1.0, text
+        assert judge(tagged(text), nums=numbers, target=int(value) + 1).reward == 0.0, text
+    assert num_read > 500
