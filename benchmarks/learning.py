@@ -1,9 +1,9 @@
 """Held-out accuracy against training time on the quickstart: the recipe as it is, and TRL on the same task.
 
 Both start from the same model and are paid by the same verifier for the same training problems, with the same
-optimizer, clip bounds, group size, completions and optimizer steps per batch. Ours draws problems by what they
-teach and drops groups that teach nothing, as the recipe says; TRL 1.16.0 has neither. The clock runs while a side
-samples, judges, trains and syncs; it stands still while it starts, evaluates and saves.
+optimizer, clip bounds, group size, completions and optimizer steps per batch. Ours draws problems by what
+they teach and drops groups that teach nothing, as the recipe says; TRL 1.16.0 has neither. The clock runs
+while a side samples, judges, trains and syncs; it stands still while it starts, evaluates and saves.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 import measured
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
 PICTURE = HERE.parent / "docs" / "images" / "against_trl.png"
 RECIPE = "quickstart"
 LEVELS = (0.5, 0.8, 0.9)  # accuracies whose first evaluation is told
@@ -23,9 +24,7 @@ COLOURS = {"verigrad": "#0072B2", "TRL": "#D55E00"}
 MARKERS = {"verigrad": "o", "TRL": "s"}
 
 
-def race(
-    python: Path, *, seeds: int, threads: int, out: Path, picture: Path = PICTURE, steps: int = 40
-) -> None:
+def race(python: Path, *, seeds: int, threads: int, out: Path, steps: int = 40) -> None:
     """Train both sides for each seed, append the curves to OUT/learning.jsonl, draw them, print the table."""
     rows = []
     for seed in range(seeds):
@@ -38,7 +37,7 @@ def race(
         row["curves"] = {"verigrad": ours, "TRL": theirs}
         measured.append_row(out / "learning.jsonl", row)
         rows.append(row)
-    draw(picture, rows)
+    draw(PICTURE if out == RESULTS else out / PICTURE.name, rows)
     print(table(rows), flush=True)
 
 
