@@ -5,16 +5,18 @@ import unicodedata
 
 INVISIBLE = {"Cf", "Cc", "Mn", "Me"}  # format and control characters, accents and other combining marks
 # Scripts that do not put blanks between words: each character is a unit.
-CLOSE = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
+CLOSE = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
 WORD = re.compile(rf"[{CLOSE}]|[^\W_{CLOSE}]+")
 SYMBOL = re.compile(rf"[{CLOSE}]|[^\W_{CLOSE}]+|[^\w\s]|_")
+MAX_VISIBLE = 200_000  # characters: single ones may stand for eighteen
 MAX_WORD = 20  # letters; a longer run is cut into single characters: glued words must not count as one
 
 
 def visible(text: str) -> str:
     """The text in one spelling: compatibility forms unified, case folded, no invisible signs and accents."""
-    plain = unicodedata.normalize("NFKD", text).casefold()
-    return "".join(c for c in plain if c.isspace() or unicodedata.category(c) not in INVISIBLE)
+    plain = unicodedata.normalize("NFKD", text)[:MAX_VISIBLE].casefold()
+    bare = "".join(c for c in plain if c.isspace() or unicodedata.category(c) not in INVISIBLE)
+    return unicodedata.normalize("NFC", bare)  # a Korean syllable is one character again
 
 
 def words(text: str) -> list[str]:

@@ -90,6 +90,7 @@ def test_cosine_may_end_above_0_but_beyond_the_budget_pays_nothing():
         ("x" * 21, 21, 21),
         ("onetwothreefourfivesixseven", 27, 27),
         ("长度预算", 4, 4),
+        ("한국어 문장", 2, 5),
         ("a_b", 2, 3),
         ("\x00\x01", 0, 0),
         ("\ud800", 0, 1),
