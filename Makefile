@@ -3,7 +3,7 @@ PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 ROOMS := engine verifiers sandboxes kernels
 BIN := .venv/bin
 
-.PHONY: help setup quickstart test check settings clean
+.PHONY: help setup quickstart test check pages clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,8 +28,9 @@ check: setup build/types  ## format, lint, types, layers
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/test_layers.py
 
-settings: setup  ## write docs/settings.md anew from engine/settings.py
+pages: setup  ## write docs/settings.md and docs/tree.md anew from the source
 	@$(BIN)/python tools/make_settings_page.py
+	@$(BIN)/python tools/make_tree_page.py
 
 build/types:
 	@mkdir -p build/types/verigrad

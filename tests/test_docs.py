@@ -14,7 +14,6 @@ ROOT = Path(__file__).parent.parent
 WRAPPERS = ROOT / "tests" / "docs_bin"
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-ROOMS = ("sandboxes", "kernels", "verifiers", "engine")
 MAX_NOT_RUN = 3
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = re.compile(r"<!--\s*not run:(.*?)-->\s*\Z", re.DOTALL)
@@ -119,41 +118,16 @@ def test_every_verb_is_shown_somewhere():
     assert not missing
 
 
-def test_the_readme_tree_lists_the_files_there_are():
-    shown, room = set(), ""
-    for line in tree().splitlines():
-        first = line.split()[0] if line.strip() else ""
-        if not line.startswith(" "):
-            room = first.rstrip("/")
-        elif room in ROOMS:
-            shown.add(f"{room}/{first}")
-    there = {
-        name_of(path)
-        for room in ROOMS
-        for path in (ROOT / room).rglob("*")
-        if path.suffix in (".py", ".toml") and "__pycache__" not in path.parts
-    }
-    assert shown - there == set(), "README's tree shows files that do not exist"
-    assert there - shown == set(), "README's tree lacks these files"
-
-
-def tree():
-    found = [
-        code for language, code in FENCE.findall(README) if language == "text" and code.startswith("engine/ ")
-    ]
-    assert len(found) == 1, "README has one ```text block with the tree"
-    return found[0]
-
-
-def test_the_settings_page_is_current():
+@pytest.mark.parametrize("name", ["settings", "tree"])
+def test_generated_pages_are_current(name):
     done = subprocess.run(
-        [sys.executable, "-c", "import make_settings_page as m; print(m.page(), end='')"],
+        [sys.executable, "-c", f"import make_{name}_page as m; print(m.page(), end='')"],
         cwd=ROOT / "tools",
         capture_output=True,
         text=True,
         check=True,
     )
-    assert (ROOT / "docs/settings.md").read_text() == done.stdout, "run `make settings`"
+    assert (ROOT / f"docs/{name}.md").read_text() == done.stdout, "run `make pages`"
 
 
 def test_the_settings_page_names_every_setting_and_explains_it():

@@ -15,7 +15,7 @@ from verigrad.engine.settings import Config
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 HEAD = """# Settings
 
-Written by `make settings` from `engine/settings.py`; edit that, not this. `[section]` is a table of a recipe
+Written by `make pages` from `engine/settings.py`; edit that, not this. `[section]` is a table of a recipe
 file, and `section.key=value` on the command line replaces one setting. Unknown names are refused, and so are
 settings that would have no effect.
 """
