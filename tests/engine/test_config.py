@@ -3,7 +3,7 @@
 import pytest
 import tomli_w
 
-from verigrad.engine import config
+from verigrad.engine import config, stage_recipe
 from verigrad.engine.catalogue import ROWS
 from verigrad.engine.config import RECIPES, Config, ConfigError
 
@@ -54,7 +54,8 @@ def test_every_setting_but_the_model_and_the_data_has_a_default():
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_shipped_recipes_load_and_are_short(path):
-    assert config.load(path.stem) == config.load(str(path))
+    read = stage_recipe.load if "stage" in config.read_tree(path) else config.load
+    assert read(path.stem) == read(str(path))
     assert len(path.read_text().splitlines()) <= 40
 
 
@@ -106,6 +107,20 @@ def test_bypass_records_that_nothing_is_corrected(plain):
     assert (cfg.algorithm.correction, cfg.algorithm.correction_high) == ("none", None)
 
 
+def test_sets_of_held_out_problems_load_as_themselves_and_differ_by_name(tmp_path, plain):
+    one = ["data.evals.d.path=x.jsonl", "data.evals.d.num_samples=4", "data.evals.d.temperature=0.5"]
+    first = config.load(plain, [*one, "data.evals.e={path = 'org/name', columns = {prompt = 'q'}}"])
+    again = tmp_path / "again.toml"
+    again.write_text(config.to_toml(first))
+    assert config.load(str(again)) == first
+    assert config.differences(config.load(plain, one), first) == [
+        "data.evals.e: {'path': 'org/name', 'columns': {'prompt': 'q'}} -> None"
+    ]
+    (changed,) = config.differences(first, config.load(str(again), ["data.evals.e.num=2"]))
+    assert changed.startswith("data.evals.e: ")
+    assert "'num': 2" in changed
+
+
 def test_differences_name_both_values(plain):
     ours, theirs = config.load(plain, ["train.seed=3"]), config.load(plain)
     assert config.differences(ours, theirs) == ["train.seed: 0 -> 3"]
@@ -131,6 +146,8 @@ def test_differences_name_both_values(plain):
         ("verifier.options.depth=-2", "verifier.options", {"depth": -2}),
         ("verifier.options={depth = 3}", "verifier.options", {"depth": 3}),
         ("optim.betas=[0.8, 0.9]", "optim.betas", [0.8, 0.9]),
+        ("data.evals.aime.path=7", "data.evals.aime", {"path": "7"}),
+        ("data.evals.a-b_1={path = 'x', num = 3}", "data.evals.a-b_1", {"path": "x", "num": 3}),
     ],
 )
 def test_overrides(plain, override, name, value):
@@ -264,6 +281,19 @@ def test_what_is_not_there_is_answered_with_what_is(plain, override, says):
         ("policy.options={n=1}", "policy.options are for makers"),
         ("data.split=test", "data.split has no effect"),
         ("data.eval_split=train", "data.eval_split has no effect without data.eval_path"),
+        ("data.evals.d.path=x.csv data.evals.d.split=dev", "data.evals.d.split has no effect"),
+        ("data.evals.d.path=x.csv data.evals.d.options={n=1}", "data.evals.d.options are for makers"),
+        (
+            "data.evals.d.path=x.csv data.evals.d.num_samples=2",
+            "data.evals.d.num_samples = 2 has no effect at",
+        ),
+        (
+            "data.evals.d.path=x.csv data.evals.d.num_samples=2 data.evals.d.temperature=1 eval.pass_k=[4]",
+            "each k must be from 1 to data.evals.d.num_samples = 2",
+        ),
+        ("data.evals.d.path=x.csv data.evals.d.temprature=1", "did you mean temperature?"),
+        ("data.evals.d.num=1", "data.evals.d.path is missing; set it"),
+        ("data.evals.a/b.path=x.csv", "may hold only letters, digits, _ and -"),
         ("data.eval_split=train data.eval_path=x.csv", "data.eval_split has no effect: data.eval_path"),
     ],
 )
@@ -286,6 +316,8 @@ def test_contradictions_are_refused_with_the_way_out(plain, overrides, says):
         "policy.model=my.models:tiny policy.options={n=1}",
         "data.num_eval=0 eval.every=0",
         "data.num_eval=0 data.eval_path=x.jsonl",
+        "data.num_eval=0 data.evals.d.path=x.jsonl",
+        "data.evals.d.path=x.jsonl data.evals.d.num_samples=4 data.evals.d.temperature=1 eval.pass_k=[4]",
         "eval.num_samples=4 eval.temperature=1 eval.pass_k=[1,4]",
         "optim.warmup_steps=100",
     ],

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from verigrad.engine.config import ConfigError, DataConfig
-from verigrad.engine.data import ProblemStream, first_problem, load, normalised
+from verigrad.engine.data import ProblemStream, first_problem, load, load_evals, normalised
+from verigrad.engine.settings import EvalSet
 from verigrad.verifiers.base import Problem
 
 
@@ -293,6 +294,52 @@ def test_training_rows_that_are_evaluated_on_are_removed_and_counted(here):
     assert (len(data.train), data.num_overlap, len(data.evals["aime"])) == (9, 1, 2)
     fewer = load(DataConfig(path="train.jsonl", eval_path="aime.jsonl", num_eval=1), seed=0)
     assert (len(fewer.train), len(fewer.evals["aime"])) == (9, 1)
+
+
+def test_several_sets_are_held_out_and_none_is_trained_on(here):
+    write(here / "train.jsonl", sums(20))
+    write(here / "one.jsonl", [{"q": "3 + 1 = ?", "answer": "4"}, {"q": "99+1=?", "answer": "100"}])
+    write(here / "two.jsonl", [{"prompt": f"{i}+1=?", "answer": str(i + 1)} for i in (4, 5, 6)])
+    evals = {
+        "first": EvalSet(path="one.jsonl", columns={"prompt": "q"}),
+        "second": EvalSet(path="two.jsonl", num=1),
+    }
+    cfg = DataConfig(path="train.jsonl", num_eval=5, evals=evals)
+    data = load(cfg, seed=0)
+    assert {name: len(problems) for name, problems in data.evals.items()} == {
+        "held_out": 5, "first": 2, "second": 1,
+    }  # fmt: skip
+    trained = {normalised(p.prompt) for p in data.train}
+    measured = {normalised(p.prompt) for problems in data.evals.values() for p in problems}
+    assert not trained & (measured | {"4+1=?", "5+1=?", "6+1=?"})  # also what the next run may measure
+    again = load_evals(cfg, seed=0)
+    assert {name: one.problems for name, one in again.items()} == data.evals
+    alone = load(DataConfig(path="train.jsonl", num_eval=5), seed=0)
+    assert data.evals["held_out"] == alone.evals["held_out"]
+    assert data.fingerprint != alone.fingerprint
+
+
+def test_held_out_sets_need_no_training_data(here):
+    write(here / "one.jsonl", sums(3))
+    cfg = DataConfig(num_eval=500, evals={"one": EvalSet(path="one.jsonl")})
+    assert len(load_evals(cfg, seed=0)["one"].problems) == 3
+
+
+def test_two_sets_of_one_name_are_refused(here):
+    write(here / "train.jsonl", sums(9))
+    with pytest.raises(ConfigError, match=r"data\.evals\.held_out has the name of the set of data\.num_eval"):
+        load(DataConfig(path="train.jsonl", num_eval=2, evals={"held_out": EvalSet(path="x.jsonl")}), seed=0)
+
+
+def test_rows_of_a_set_are_skipped_and_counted_too(here):
+    write(here / "train.jsonl", sums(9))
+    write(here / "one.jsonl", [{"prompt": "x", "answer": "1"}, {"prompt": "y"}])
+    cfg = {"path": "train.jsonl", "num_eval": 2, "evals": {"one": EvalSet(path="one.jsonl")}}
+    with pytest.raises(ConfigError, match=r"one\.jsonl line 2: has no column 'answer'"):
+        load(DataConfig(**cfg), seed=0)
+    data = load(DataConfig(**cfg, on_bad_row="skip"), seed=0)
+    assert data.num_skipped == 1
+    assert data.first_skipped.startswith("one.jsonl line 2")
 
 
 def test_holding_out_everything_is_an_error(here):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tomllib
 
 import pyarrow.parquet as pq
@@ -24,7 +25,12 @@ def home(tmp_path_factory):
     """A folder in which a tiny run was trained to its end, with two sets of held-out problems."""
     folder = tmp_path_factory.mktemp("home")
     recipe = write_recipe(folder)
-    recipe.write_text(recipe.read_text().replace("num_steps = 5", "num_steps = 2") + SETS)
+    recipe.write_text(
+        recipe.read_text()
+        .replace("num_steps = 5", "num_steps = 2")
+        .replace("save_every = 2", "save_every = 1")
+        + SETS
+    )
     rows = [{"prompt": f"{a}*{a}=", "answer": str(a * a), "kind": "square"} for a in range(4)]
     (folder / "products.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     status, text = Forked("train", "tiny.toml", folder=folder).wait()
@@ -58,6 +64,21 @@ def test_a_run_is_asked_again_what_it_was_asked_while_it_trained(home):
         assert row["used"]["seed"] == 0
     assert made[0]["used"]["verifier"].startswith("verifiers_of_tests.py:low_first")
     assert made[1]["used"]["verifier"] == "exact_match " + version("exact_match")
+
+
+def test_a_run_of_several_sets_resumes_and_refuses_other_ones(home, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(home, folder)
+    shutil.rmtree(folder / "run" / "checkpoints" / "step_000002")  # as killed before it was written
+    changed = Forked("train", "tiny.toml", "data.evals.products.num=2", folder=folder).wait()
+    assert changed[0] == 2
+    assert "data.evals.products: {'path': 'products.jsonl'" in changed[1]
+    status, text = Forked("train", "tiny.toml", folder=folder).wait()
+    assert status == 0, text
+    assert "resuming after step 1" in text
+    for data in ("held_out", "products"):
+        assert recorded(folder, data) == recorded(home, data)
+        assert f"{data} gain" in text
 
 
 def test_the_starting_model_and_the_run_are_compared_as_the_run_compares_itself(home):
