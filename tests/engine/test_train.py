@@ -27,7 +27,7 @@ seconds/train seconds/sync seconds/total
 """
 PARQUET_COLUMNS = """
 step group index problem_id prompt answer meta token_ids loss_mask logprobs policy_versions text finish_reason
-seed reward outcome parts reason verify_s advantage kept
+seed reward outcome parts reason extracted verify_s advantage kept
 """
 
 
