@@ -1,0 +1,332 @@
+"""A model made from nothing, and programs of labelled lines of which it is shown only short runs.
+
+`problems` makes programs whose lines stand in no order, with a value, a first and a last line: what is the
+value's last digit when the lines from the first to the last, in the order of the alphabet, have run?
+`model` makes a Llama of a chosen size and shows it runs of at most `shown` lines. A longer run needs a longer
+thought:
+
+    h*3q+1f-3g+5;2fh=?<think>2f-3=9g+5=4h*3=2</think>\\boxed{2}     worked out
+    h*3q+1f-3g+5;2fh=?<think></think>\\boxed{7}                     blurted
+
+The teacher begins with short programs and works everything out, with a slip now and then, and sometimes loses
+the thread and starts over; then it grows tired and mostly blurts. That working out pays, and that it
+goes on paying where runs are longer than any it was shown, is left to reinforcement learning. Runs are
+reserved for one side by a hash of value and operations: none is both shown and asked.
+"""
+
+import hashlib
+import itertools
+import random
+import re
+import string
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verigrad.engine.recipes.ladder import new_optimizers, seeded_torch
+
+__maker_sources__ = ("verigrad.engine.recipes.ladder",)  # a change there makes the model anew
+
+OPERATIONS = [*((op, n) for op in "+-" for n in range(1, 10)), *(("*", n) for n in (3, 7, 9))]
+"""Each is a bijection of the last digits 0 .. 9, so that an answer is any of them, equally often."""
+GUESSES_RIGHT, SLIPS, STARTS_OVER = 0.3, 0.03, 0.2  # the teacher's habits, as shares
+FRESH, TIRED_WORKS_OUT = 0.75, 0.3  # share of the steps in which it works all out, and how often after that
+MAX_STEPS = len(string.ascii_lowercase)  # a letter for each line
+MAX_LINES = 8  # in a demonstration; a program has lines that are not run
+NAMED_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<think>", "</think>", "\\boxed{", "}", ";", "=", "?")
+VOCABULARY = (
+    *NAMED_TOKENS, *string.digits, *string.ascii_lowercase, *(f"{op}{n}" for op, n in OPERATIONS),
+)  # fmt: skip
+TOKEN_IDS = {token: i for i, token in enumerate(VOCABULARY)}
+PAD, EOS, BOS = (TOKEN_IDS[token] for token in ("<pad>", "<eos>", "<bos>"))
+PIECE = r"<think>|</think>|\\boxed\{|[+*-][1-9]|[\s\S]"
+POSITIONS = 512  # tokens of a prompt of 24 operations and its thought
+SLICE = 32  # sequences padded to one length
+
+Operation = tuple[str, int]  # "+", "-" or "*", and a number
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A value, the lines that run on it, and the question that hides them among others."""
+
+    start: int
+    operations: tuple[Operation, ...]  # [N]
+    labels: str  # [N] letters that follow each other
+    prompt: str
+
+    @property
+    def values(self) -> list[int]:
+        """The start and the value after each line, [N+1]."""
+        return list(itertools.accumulate(self.operations, apply, initial=self.start))
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A Llama, and a warm start that suits it."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    num_steps: int
+    batch_size: int
+    lr: float
+
+
+SIZES = {
+    "small": Size(128, 4, 4, 2, num_steps=600, batch_size=48, lr=6e-3),  # 0.6 M parameters: one CPU core
+    "medium": Size(256, 6, 8, 4, num_steps=600, batch_size=64, lr=4e-3),  # 3.6 M
+    "base": Size(1024, 12, 16, 4, num_steps=1000, batch_size=256, lr=1e-3),  # 107 M: a GPU
+    "large": Size(1024, 24, 16, 4, num_steps=1000, batch_size=256, lr=1e-3),  # 214 M
+}
+
+
+# Problems --------------------------------------------------------------------------------------------------
+
+
+def problems(
+    *, seed: int, num_problems: int = 20_000, min_steps: int = 3, max_steps: int = 8, num_lines: int = 8
+) -> list[dict[str, str]]:
+    """Rows {prompt, answer, steps}: distinct runs in mixed order, equally many of each number of steps.
+
+    Runs of one line are few (about 140), so there may be less than `num_problems` rows.
+    """
+    if not 1 <= min_steps <= max_steps <= MAX_STEPS:
+        raise ValueError(
+            f"min_steps = {min_steps}, max_steps = {max_steps}: expected 1 <= min_steps <= max_steps <= "
+            f"{MAX_STEPS}. Correct them."
+        )
+    if not 1 <= num_lines <= MAX_STEPS:
+        raise ValueError(f"num_lines = {num_lines}: expected 1 to {MAX_STEPS}. Correct it.")
+    if num_problems < 1:
+        raise ValueError(f"num_problems = {num_problems}: expected at least 1. Raise it.")
+    rng = random.Random(f"scratch problems {seed}")
+    levels = range(min_steps, max_steps + 1)
+    rows = []
+    for level, num_steps in enumerate(levels):
+        wanted = num_problems // len(levels) + (level < num_problems % len(levels))
+        drawn: dict[tuple[int, tuple[Operation, ...]], Task] = {}
+        for _ in range(20 * wanted):
+            if len(drawn) == wanted:
+                break
+            task = draw(num_steps, num_lines, rng)
+            if not is_shown(task):
+                drawn.setdefault((task.start, task.operations), task)
+        rows += [
+            {"prompt": task.prompt, "answer": str(task.values[-1]), "steps": str(num_steps)}
+            for task in drawn.values()
+        ]
+    rng.shuffle(rows)
+    return rows
+
+
+def draw(num_steps: int, num_lines: int, rng: random.Random) -> Task:
+    """A run of `num_steps` lines in a program of `num_lines`, or of just these where that is fewer."""
+    first = rng.randint(0, MAX_STEPS - num_steps)
+    labels = string.ascii_lowercase[first : first + num_steps]
+    others = rng.sample(sorted(set(string.ascii_lowercase) - set(labels)), max(0, num_lines - num_steps))
+    start, operations = rng.randint(0, 9), tuple(rng.choices(OPERATIONS, k=num_steps))
+    lines = [f"{label}{op}{n}" for label, (op, n) in zip(labels, operations, strict=True)]
+    lines += [
+        f"{label}{op}{n}"
+        for label, (op, n) in zip(others, rng.choices(OPERATIONS, k=MAX_STEPS), strict=False)
+    ]
+    rng.shuffle(lines)
+    return Task(start, operations, labels, f"{''.join(lines)};{start}{labels[0]}{labels[-1]}=?")
+
+
+def apply(value: int, operation: Operation) -> int:
+    """What a line does: the last digit of the result."""
+    op, n = operation
+    return (value + n if op == "+" else value - n if op == "-" else value * n) % 10
+
+
+def is_shown(task: Task) -> bool:
+    """Whether this value with these operations, whatever their labels, is reserved for demonstrations."""
+    words = f"{task.start}{''.join(f'{op}{n}' for op, n in task.operations)}".encode()
+    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big") % 3 == 0
+
+
+# The teacher -----------------------------------------------------------------------------------------------
+
+
+def demonstrations(rng: random.Random, *, shown: int, progress: float) -> Iterator[tuple[str, str]]:
+    """What the teacher shows when that share of its lessons is over: (prompt, completion after `<think>`).
+
+    Programs grow from 2 lines to `MAX_LINES` in the first half, so that there is little to mix up at first.
+    """
+    longest = min(2 + int(2 * progress * (MAX_LINES - 1)), MAX_LINES)
+    works_out = 1.0 if progress < FRESH else TIRED_WORKS_OUT
+    while True:
+        task = draw(rng.randint(1, min(shown, longest)), rng.randint(1, longest), rng)
+        if is_shown(task):
+            thought, answer = work_out(task, rng) if rng.random() < works_out else ("", guess(task, rng))
+            yield task.prompt, f"{thought}</think>\\boxed{{{answer}}}"
+
+
+def work_out(task: Task, rng: random.Random) -> tuple[str, int]:
+    """The teacher's lines and the answer they lead to; a slip, one more or less, is carried on."""
+    value, thought = task.start, [str(task.start)]
+    for label, (op, n) in zip(task.labels, task.operations, strict=True):
+        value = apply(value, (op, n))
+        if rng.random() < SLIPS:
+            value = (value + rng.choice((-1, 1))) % 10
+        thought.append(f"{label}{op}{n}={value}")
+    lost = rng.randint(1, len(thought) - 1) if rng.random() < STARTS_OVER else 0
+    return "".join([*thought[:lost], *thought]), value
+
+
+def guess(task: Task, rng: random.Random) -> int:
+    """The teacher's gut feeling: right now and then, else any digit."""
+    return task.values[-1] if rng.random() < GUESSES_RIGHT else rng.randint(0, 9)
+
+
+# The model -------------------------------------------------------------------------------------------------
+
+
+def model(
+    folder: Path,
+    *,
+    seed: int,
+    progress: Callable[[str, float], None],
+    size: str = "base",
+    shown: int = 4,
+    num_steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+) -> None:
+    """Write a model warm-started on runs of at most `shown` lines, with its tokenizer, to `folder`.
+
+    `size` is small, medium, base or large; the other options are the size's own unless given. It is made on
+    the GPU where there is one.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size = {size!r}: expected one of {', '.join(SIZES)}. Choose one.")
+    if not 1 <= shown <= MAX_LINES:
+        raise ValueError(f"shown = {shown}: expected 1 to {MAX_LINES} lines. Correct it.")
+    chosen = SIZES[size]
+    num_steps = chosen.num_steps if num_steps is None else num_steps
+    if num_steps < 1:
+        raise ValueError(f"num_steps = {num_steps}: expected at least 1. Raise it.")
+    with seeded_torch(seed):
+        policy = new_model(chosen).to("cuda" if torch.cuda.is_available() else "cpu")
+        warm_start(
+            policy,
+            random.Random(f"scratch demonstrations {seed}"),
+            progress,
+            shown=shown,
+            num_steps=num_steps,
+            batch_size=chosen.batch_size if batch_size is None else batch_size,
+            lr=chosen.lr if lr is None else lr,
+        )
+    policy.save_pretrained(folder)
+    new_tokenizer().save_pretrained(folder)
+
+
+def warm_start(
+    policy: Any,
+    rng: random.Random,
+    progress: Callable[[str, float], None],
+    *,
+    shown: int,
+    num_steps: int,
+    batch_size: int,
+    lr: float,
+) -> None:
+    """Supervised learning on the completions; the learning rate rises for 20 steps and falls linearly."""
+    optimizers = new_optimizers(policy)
+    for step in range(num_steps):
+        teacher = demonstrations(rng, shown=shown, progress=step / num_steps)
+        batch = [tokens_of(*pair) for pair in itertools.islice(teacher, batch_size)]
+        loss = backward(policy, batch)
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1.0, (step + 1) / 20) * max(0.02, 1 - step / num_steps)
+            optimizer.step()
+            optimizer.zero_grad()
+        if step % 10 == 9 or step + 1 == num_steps:
+            progress(f"warm start {step + 1}/{num_steps}, loss {loss:.2f}", (step + 1) / num_steps)
+
+
+def tokens_of(prompt: str, completion: str) -> tuple[list[int], int]:
+    """Token ids of a demonstration, and how many of them are prompt."""
+    question = [BOS, *(TOKEN_IDS[piece] for piece in re.findall(PIECE, f"{prompt}<think>"))]
+    return [*question, *(TOKEN_IDS[piece] for piece in re.findall(PIECE, completion)), EOS], len(question)
+
+
+def backward(policy: Any, batch: Sequence[tuple[list[int], int]]) -> float:
+    """Gradients of the mean loss per completion token; sequences of like length together, to pad little."""
+    batch = sorted(batch, key=lambda item: len(item[0]))
+    num_tokens = sum(len(ids) - num_prompt for ids, num_prompt in batch)
+    total = 0.0
+    for start in range(0, len(batch), SLICE):
+        loss = slice_loss(policy, batch[start : start + SLICE]) / num_tokens
+        torch.autograd.backward(loss)
+        total += loss.item()
+    return total
+
+
+def slice_loss(policy: Any, batch: Sequence[tuple[list[int], int]]) -> Tensor:
+    """Summed loss of the completions' tokens."""
+    length = max(len(ids) for ids, _ in batch)
+    pad = [[PAD] * (length - len(ids)) for ids, _ in batch]
+    input_ids = torch.tensor([[*ids, *p] for (ids, _), p in zip(batch, pad, strict=True)])  # [S, L]
+    labels = torch.tensor(
+        [[-100] * n + ids[n:] + [-100] * len(p) for (ids, n), p in zip(batch, pad, strict=True)]
+    )  # [S, L]
+    logits = policy(input_ids=input_ids.to(policy.device), use_cache=False).logits  # [S, L, V]
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(policy.device), reduction="sum"
+    )
+
+
+def new_model(size: Size) -> Any:
+    """An untrained Llama with heads of 32 or 64 dimensions, which vLLM's CPU build can take.
+
+    Embedding and head are not tied, so that a sampler can be updated weight by weight.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(VOCABULARY),
+            hidden_size=size.hidden_size,
+            intermediate_size=2 * size.hidden_size,
+            num_hidden_layers=size.num_layers,
+            num_attention_heads=size.num_heads,
+            num_key_value_heads=size.num_kv_heads,
+            max_position_embeddings=POSITIONS,
+            tie_word_embeddings=False,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+            pad_token_id=PAD,
+        )
+    )
+
+
+def new_tokenizer() -> Any:
+    """One token per letter, digit and operation, and one for each of `<think>`, `</think>` and `\\boxed{`."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel(dict(TOKEN_IDS), unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", BOS)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=POSITIONS,
+    )
