@@ -7,7 +7,9 @@ from typing import Any
 from verigrad.engine.catalogue import ADVANTAGES, AGGREGATIONS, CORRECTIONS, LOSSES, ROWS
 from verigrad.engine.settings import AlgorithmConfig, Config
 
-PART_SETTINGS = {name for part in (*ADVANTAGES.values(), *LOSSES.values()) for name in part.settings}
+PART_SETTINGS = {name for part in ADVANTAGES.values() for name in part.settings} | {
+    name for part in LOSSES.values() for name in part.settings
+}
 KL_DEFAULT = {"loss": "k3_ratio", "reward": "k1"}
 KL_IN_REWARD = ("k1", "k2", "k3", "abs")
 REJECT_BOUNDS = {"k1": (0.5, 2.0), "k2": (None, 0.1), "k3": (None, 0.1)}
@@ -100,6 +102,11 @@ def _bounds(a: AlgorithmConfig) -> Iterator[str]:
         yield (
             f"algorithm.ratio_floor = {numbers['ratio_floor']} and ratio_cap = {numbers['ratio_cap']} must "
             "lie on both sides of 1, or an exact policy's weight is bent; set them so"
+        )
+    if ADVANTAGES[row_of(a)[0]].binary and a.overlong_buffer_tokens:
+        yield (
+            f"algorithm.overlong_buffer_tokens takes from the reward, and advantage {row_of(a)[0]!r} reads a right "
+            "answer with less than 1 as wrong; set it to 0, or take algorithm.overlong_filter"
         )
     if a.overlong_filter and a.overlong_buffer_tokens:
         yield (
