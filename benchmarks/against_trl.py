@@ -49,6 +49,8 @@ def main() -> None:
         parser.error(f"{unknown[0]!r} is none of {', '.join(names)}, learning")
     if not (args.what or args.all):
         parser.error("name a work, or --all")
+    if args.threads < 1 or args.seeds < 1:
+        parser.error("--threads and --seeds are at least 1")
     python, missed = trl_env.ensure(), []
     for name in names if args.all else [name for name in args.what if name != "learning"]:
         work = works.load(works.WORK / f"{name}.toml")
@@ -59,7 +61,9 @@ def main() -> None:
     if args.all or "learning" in args.what:
         import learning  # torch comes with it
 
-        learning.race(python, seeds=args.seeds, threads=args.threads, out=args.out)
+        learning.race(
+            python, seeds=args.seeds, threads=args.threads, out=args.out, steps=args.steps or learning.STEPS
+        )
     if missed:
         raise SystemExit(f"bar missed: {', '.join(missed)}")
 

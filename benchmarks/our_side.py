@@ -80,4 +80,10 @@ def describe(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]))
+    from verigrad.engine.config import ConfigError
+    from verigrad.engine.failures import WorkError
+
+    try:
+        sys.exit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]))
+    except (ConfigError, WorkError) as error:
+        sys.exit(f"verigrad: {error}")
