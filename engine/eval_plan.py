@@ -98,7 +98,9 @@ def find(reference: str, *, step: int | None) -> Subject:
     """The model behind a folder, a run folder, a checkpoint in one, a hub id or a maker."""
     path = Path(reference).expanduser()
     if makers.is_maker(reference):
-        return Subject(reference, reference)
+        place, _, function = reference.rpartition(":")
+        module = path.name.rpartition(":")[0] if place.endswith(".py") else place.rpartition(".")[2]
+        return Subject(f"{module}:{function}", reference)
     if path.is_file():
         raise ConfigError(f"{reference} is a file; expected a model's folder, a run folder or a hub id")
     if not path.is_dir():

@@ -56,22 +56,21 @@ def run(planned: Sequence[Planned], *, seed: int | None, output: str | None, as_
 
     Everything that can be wrong with any of the models or its data is found before the first is sampled.
     """
-    with stdout_for_the_report() as report, Screen(Console(stderr=True, highlight=False)) as screen:
-        folder = None if output is None else Folder(Path(output), several=len(planned) > 1)
-        ready = [prepare(one, screen) for one in planned]
-        if folder is not None:
-            folder.open()
-        results = [result for one in ready for result in results_of(one, seed, folder, screen)]
-        comparisons = list(compared(results))
+    folder = None if output is None else Folder(Path(output), several=len(planned) > 1)
+    with stdout_for_the_report() as report:
+        with Screen(Console(stderr=True, highlight=False)) as screen:
+            ready = [prepare(one, screen) for one in planned]
+            if folder is not None:
+                folder.open()
+            results = [result for one in ready for result in results_of(one, seed, folder, screen)]
+            comparisons = list(compared(results))
+            if folder is not None:
+                folder.write_comparisons(comparisons)
+                screen.say(f"written to {output}")
         if as_json:
-            text = json.dumps(eval_report.as_json(results, comparisons), allow_nan=False)
-            print(text, file=report)
+            print(json.dumps(eval_report.as_json(results, comparisons), allow_nan=False), file=report)
         else:
             eval_report.show(results, comparisons, file=report)
-        report.flush()
-        if folder is not None:
-            folder.write_comparisons(comparisons)
-            screen.say(f"written to {output}")
     return 0
 
 
@@ -256,11 +255,7 @@ class Folder:
 def stdout_for_the_report() -> Iterator[Any]:
     """Standard output as a file for the report alone; what libraries print meanwhile goes to stderr."""
     sys.stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # closed
-        yield sys.stdout
-        return
+    kept = os.dup(1)
     os.dup2(2, 1)
     try:
         with os.fdopen(os.dup(kept), "w") as report:

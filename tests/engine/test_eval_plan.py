@@ -215,3 +215,11 @@ def test_a_plan_needs_no_torch(here):
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=here).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("reference", "label"),
+    [("models.tiny:make", "tiny:make"), ("dir/models.py:make", "models.py:make"), ("org/name", "org/name")],
+)
+def test_a_label_is_short(here, reference, label):
+    assert planned(reference, "--data", "sums.jsonl")[0].subject.label == label
