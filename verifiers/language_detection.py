@@ -45,6 +45,7 @@ SCRIPTS: dict[str, set[str]] = {
     "kk": {"CYRILLIC"}, "mn": {"CYRILLIC"}, "sr": {"CYRILLIC", "LATIN"},
 }  # fmt: skip
 LATIN = {"LATIN"}
+ALPHABETS = {"LATIN", "CYRILLIC", "GREEK"}  # whose single letters are variables
 # Scripts that one language alone writes: nothing is left to tell apart.
 TELLING = {
     "HANGUL", "THAI", "GREEK", "HEBREW", "ARMENIAN", "GEORGIAN", "BENGALI", "GUJARATI", "GURMUKHI", "TAMIL",
@@ -131,13 +132,13 @@ def _pieces(segment: str, code: str) -> Iterator[tuple[str, int, bool]]:
     for script, words in by_script.items():
         if not script:
             continue
-        named = [word for word in words if len(word) > 1 and not word[0].isupper()]
-        single = script in LATIN | {"CYRILLIC", "GREEK"}
-        counted = [word for word in words if len(word) > 1] if single else words
-        if single and len(named) * 2 > len(counted):
-            counted = named  # names are written alike everywhere; a text all in capitals is no name
-        elif single and script not in scripts and len(counted) <= max(3, num_own) and not named:
-            counted = []  # Isaac Newton, GPU
+        counted = [word for word in words if len(word) > 1] if script in ALPHABETS else words
+        if script in ALPHABETS and script not in scripts:  # Isaac Newton and GPU are written alike everywhere
+            small = [word for word in counted if not word[0].isupper()]
+            if len(small) * 2 > len(counted):
+                counted = small
+            elif not small and len(counted) <= max(3, num_own):
+                counted = []
         if counted:
             joined = ("" if script in HAN else " ").join(words)
             yield joined, len(counted), script in scripts
