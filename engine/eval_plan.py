@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,6 +107,10 @@ def find(reference: str, *, step: int | None) -> Subject:
     if not path.is_dir():
         if reference.startswith((".", "/", "~")):
             raise ConfigError(f"no folder {reference} (looked from {Path.cwd()}); correct the path")
+        if "/" in reference and path.parent.is_dir():
+            near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+            hint = f"did you mean {path.parent / near[0]}?" if near else "correct the path"
+            raise ConfigError(f"no folder {reference} (looked from {Path.cwd()}); {hint}")
         return Subject(reference, reference)
     path = path.resolve()
     if (path / "config.toml").is_file():
@@ -179,7 +184,8 @@ def settings_of(
             one.update({**given, **one})
     cfg = completed(validated(tree, args.recipe or subject.label), args)
     if not (cfg.data.evals or cfg.data.eval_path or (cfg.data.path and cfg.data.num_eval)):
-        raise ConfigError(f"{subject.label}: nothing to evaluate on; give --data (and --verifier)")
+        what = "" if Path(subject.model).exists() else "no folder here, so a model by its name; "
+        raise ConfigError(f"{subject.label}: {what}nothing to evaluate on; give --data (and --verifier)")
     if problems := list(sampling_of_evals(cfg)):
         raise ConfigError("; ".join(problems))
     return cfg
