@@ -9,7 +9,6 @@ Results are appended to benchmarks/results/, one JSON line per race, with the ma
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -119,23 +118,12 @@ def run_trl(work: works.Work, folder: Path, python: Path, *, side: str, threads:
         "clip": [0.2, 0.28],  # dapo's, as ours
         "max_prompt_tokens": work.max_prompt_tokens,
     }
-    record, watched = trl_process(job, folder, python, threads=threads)
+    record, watched = trl_env.run(job, folder, python, threads=threads)
     return {
         **step_time.summarise(record, warmup=work.warmup),
         "peak_rss_mib": watched.peak_rss_mib,
         "process_s": watched.wall_s,
     }
-
-
-def trl_process(
-    job: Mapping[str, Any], folder: Path, python: Path, *, threads: int, limit_s: float = 1800
-) -> tuple[dict[str, Any], measured.Watched]:
-    """A fresh process of TRL's environment through the job: what it wrote, and what it cost."""
-    (folder / "job.json").write_text(json.dumps(job))
-    command = [str(python), str(HERE / "trl_side.py"), str(folder / "job.json"), str(folder / "trl.json")]
-    more = {"VLLM_CPU_KVCACHE_SPACE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    watched = measured.run(command, env=measured.environment(threads, **more), cwd=folder, limit_s=limit_s)
-    return json.loads((folder / "trl.json").read_text()), watched
 
 
 def summarise(work: works.Work, runs: Runs) -> dict[str, Any]:

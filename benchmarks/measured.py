@@ -29,12 +29,12 @@ class Failed(SystemExit):
     """A command that ended with an error or ran out of time, told with the end of what it printed."""
 
 
-def run(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, limit_s: float) -> Watched:
-    """Run it to its end. Raises Failed, and leaves no process behind."""
-    printed = cwd / "printed.txt"
+def run(command: Sequence[str], *, env: Mapping[str, str], folder: Path, limit_s: float) -> Watched:
+    """Run it here to its end; what it prints goes to a file in `folder`. Raises Failed; leaves no process."""
+    printed = folder / "printed.txt"
     start, peak = time.perf_counter(), 0.0
     with printed.open("wb") as file:
-        process = subprocess.Popen(command, env=dict(env), cwd=cwd, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=dict(env), stdout=file, stderr=subprocess.STDOUT)
     try:
         while process.poll() is None:
             peak = max(peak, tree_rss(process.pid))
@@ -80,6 +80,8 @@ def tail(path: Path, num_lines: int = 25) -> str:
 
 def environment(threads: int, **more: str) -> dict[str, str]:
     """The same for every side: threads that wait without spinning, no pinning, nothing fetched."""
+    if threads < 1:
+        raise SystemExit(f"--threads {threads}: at least 1")
     return os.environ | {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),

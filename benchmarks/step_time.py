@@ -56,18 +56,13 @@ def measure(
     recipe: str, overrides: Sequence[str], folder: Path, *, steps: int, warmup: int, threads: int
 ) -> dict[str, Any]:
     """One fresh process through all steps; what it took, without the first `warmup`."""
-    path = Path(recipe).resolve() if Path(recipe).is_file() else recipe
     out = folder / "ours.json"
-    last = [
-        f"train.num_steps={steps}",
-        "eval.every=0",
-        "run.save_every=1000000",
-        f"run.folder={folder / 'run'}",
-    ]
-    command = [sys.executable, str(HERE / "our_side.py"), str(out), str(path), *overrides, *last]
-    watched = measured.run(command, env=measured.environment(threads), cwd=folder, limit_s=3600)
+    last = [f"train.num_steps={steps}", "run.save_every=1000000", f"run.folder={folder / 'run'}"]
+    settings = without_evaluations(recipe, [*overrides, *last])
+    command = [sys.executable, str(HERE / "our_side.py"), str(out), recipe, *settings]
+    watched = measured.run(command, env=measured.environment(threads), folder=folder, limit_s=3600)
     return {
-        "what": str(recipe) if isinstance(path, str) else path.name,
+        "what": Path(recipe).name,
         "overrides": list(overrides),
         "threads": threads,
         **summarise(json.loads(out.read_text()), warmup=warmup),
@@ -75,6 +70,23 @@ def measure(
         "process_s": watched.wall_s,
         "machine": measured.machine(),
     }
+
+
+def without_evaluations(recipe: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides with one that evaluates as little as the recipe allows: not at all, or first and last."""
+    from verigrad.engine.config import ConfigError, load
+
+    try:
+        load(recipe, overrides)  # what is wrong with the recipe itself is told first
+    except ConfigError as error:
+        raise SystemExit(f"verigrad: {error}") from error
+    for every in ("eval.every=0", "eval.every=1000000"):
+        try:
+            load(recipe, [*overrides, every])
+        except ConfigError:  # settings of evaluations would have no effect
+            continue
+        return [*overrides, every]
+    return list(overrides)
 
 
 def summarise(record: Mapping[str, Any], *, warmup: int) -> dict[str, Any]:

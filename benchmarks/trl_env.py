@@ -1,4 +1,4 @@
-"""TRL in an environment of its own, made once: python benchmarks/trl_env.py [--remove].
+"""TRL in an environment of its own, made once, and jobs run in it: python benchmarks/trl_env.py [--remove].
 
 The same versions of torch, transformers, datasets, accelerate and vLLM as ours (pins.txt), and TRL beside
 them. It lies in the cache, outside the repository. Verigrad's verifiers are linked into it, so that both
@@ -6,12 +6,17 @@ sides of a race are judged by the same code; they import neither torch nor the e
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import measured
 
 ROOT = Path(__file__).resolve().parent.parent
 TRL = "1.16.0"
@@ -44,6 +49,22 @@ def ensure() -> Path:
         link_verifiers(place)
         stamp.write_text(wanted)
     return python
+
+
+def run(
+    job: Mapping[str, Any], folder: Path, python: Path, *, threads: int, limit_s: float = 1800
+) -> tuple[dict[str, Any], measured.Watched]:
+    """A fresh process of TRL's environment through the job: what it wrote, and what it cost."""
+    (folder / "job.json").write_text(json.dumps(job))
+    command = [
+        str(python),
+        str(ROOT / "benchmarks" / "trl_side.py"),
+        str(folder / "job.json"),
+        str(folder / "trl.json"),
+    ]
+    more = {"VLLM_CPU_KVCACHE_SPACE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    watched = measured.run(command, env=measured.environment(threads, **more), folder=folder, limit_s=limit_s)
+    return json.loads((folder / "trl.json").read_text()), watched
 
 
 def install(python: Path) -> None:

@@ -245,15 +245,15 @@ def callback(job: dict[str, Any], clock: Clock, model: Any, tokenizer: Any) -> A
                 control.should_training_stop = True
 
         def evaluate(self, step: int) -> None:
-            """Greedy answers to the held-out problems, judged by the same verifier."""
+            """One answer to each held-out problem, judged by the same verifier."""
             if job.get("eval_every") and step % job["eval_every"] == 0:
-                clock.evals.append({"step": step, "scores": greedy_scores(job, model, tokenizer)})
+                clock.evals.append({"step": step, "scores": held_out_scores(job, model, tokenizer)})
             clock.restart()
 
     return Mark()
 
 
-def greedy_scores(job: dict[str, Any], model: Any, tokenizer: Any, *, at_once: int = 350) -> list[float]:
+def held_out_scores(job: dict[str, Any], model: Any, tokenizer: Any, *, at_once: int = 350) -> list[float]:
     """1 or 0 of each held-out problem, in order."""
     import torch
 
@@ -265,7 +265,14 @@ def greedy_scores(job: dict[str, Any], model: Any, tokenizer: Any, *, at_once: i
         inputs = tokenizer([p["prompt"] for p in batch], return_tensors="pt", padding=True).to(model.device)
         inputs.pop("token_type_ids", None)
         with torch.no_grad():
-            ids = model.generate(**inputs, do_sample=False, max_new_tokens=job["max_tokens"])
+            ids = model.generate(
+                **inputs,
+                do_sample=True,
+                temperature=job["eval_temperature"],
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=job["max_tokens"],
+            )
         texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         scores += [check(text, str(p["answer"])) or 0.0 for text, p in zip(texts, batch, strict=True)]
     model.train()

@@ -1,7 +1,7 @@
 """A work file to what both sides need to know. Standard library alone: TRL's environment reads it too."""
 
 import tomllib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ class Work:
     steps: int
     warmup: int  # first steps, not counted
     rounds: int
-    seed: int = 0
-    optim: dict[str, Any] = field(default_factory=dict)  # lr, betas, eps, weight_decay, max_grad_norm
+    seed: int
+    optim: dict[str, Any]  # lr, betas, eps, weight_decay, max_grad_norm
 
     @property
     def num_problems(self) -> int:
@@ -51,7 +51,10 @@ def load(path: Path) -> Work:
     known = set(Work.__dataclass_fields__) - {"name"}
     if unknown := sorted(set(tree) - known):
         raise SystemExit(f"{path}: {unknown[0]} is no part of a work; it has {', '.join(sorted(known))}")
-    return Work(name=path.stem, **{"bar": None, **tree})
+    tree = {"bar": None, "seed": 0, **tree}
+    if missing := sorted(known - set(tree)):
+        raise SystemExit(f"{path}: {missing[0]} is missing; a work has {', '.join(sorted(known))}")
+    return Work(name=path.stem, **tree)
 
 
 def changed(work: Work, *, rounds: int | None, steps: int | None) -> Work:
