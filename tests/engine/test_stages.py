@@ -10,7 +10,7 @@ import filelock
 import pytest
 
 from tests.engine.test_resume import rows, rows_or_none
-from tests.tiny import run_cli, start_cli
+from tests.tiny import Forked, run_cli, start_cli
 from tests.tiny_stages import write_stages
 from verigrad.engine import config, stage_recipe, stages
 from verigrad.engine.config import ConfigError
@@ -233,9 +233,10 @@ def records(folder):
 def test_killed_and_interrupted_in_the_middle_it_ends_as_if_never_disturbed(folder, tmp_path_factory):
     whole = tmp_path_factory.mktemp("whole")
     write_stages(whole)
-    status, out, err = run_cli("train", "stages.toml", folder=whole)
-    assert (status, err) == (0, ""), out + err
-    assert "4_distilled: run/4_distilled/checkpoints/step_000003" in out
+    for stage in stage_recipe.load("stages.toml").stages:  # each command by itself, undisturbed
+        (whole / f"{stage.label}.toml").write_text(config.to_toml(stage.cfg))
+        status, printed = Forked(stage.cfg.verb, f"{stage.label}.toml", folder=whole).wait()
+        assert status == 0, printed
 
     process = start_cli("train", "stages.toml", folder=folder)
     wait_for_rows(process, folder / "run/2_rewarded/metrics.jsonl", 2)
@@ -251,6 +252,7 @@ def test_killed_and_interrupted_in_the_middle_it_ends_as_if_never_disturbed(fold
     status, out, err = run_cli("train", "stages.toml", folder=folder)
     assert (status, err) == (0, ""), out + err
     assert "stage 2/4 rewarded: verigrad train is done" in out
+    assert "4_distilled: run/4_distilled/checkpoints/step_000003" in out
     assert records(folder) == records(whole)
     status, out, err = run_cli("train", "stages.toml", folder=folder)
     assert (status, out.count(" is done: ")) == (0, 4)
@@ -265,7 +267,7 @@ def wait_for_rows(process, metrics, num):
 LOCAL = {
     "r1_pipeline": [
         "data.path=sums.jsonl", "data.split=train", "data.columns={}", "data.num_eval=6",
-        "cold_start.data.path=shown.jsonl", "cold_start.data.on_bad_row=stop",
+        "cold_start.data.path=shown.jsonl", "cold_start.data.split=train", "cold_start.data.columns={}",
         "policy.model={model}", "second_sft.policy.model={model}", "distilled.policy.model={other}",
         "prompts.template=plain", "prompts.prefill=''", "sft.batch_size=8", "sft.max_length=64",
         "rollout.max_tokens=8", "rollout.max_prompt_tokens=64", "rollout.groups_per_step=4",
