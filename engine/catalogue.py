@@ -1,7 +1,7 @@
 """What an algorithm can be made of, by name, with the numbers each part starts from; imports no torch.
 
-A row of ROWS names an advantage, a loss and an aggregation. algorithms.py joins the functions of these names to
-them; a part's settings are its function's keywords.
+A row of ROWS names an advantage, a loss and an aggregation. algorithms.py joins the functions of these names
+to them; a part's settings are its function's keywords.
 docs/algorithms/ has a page for each.
 """
 

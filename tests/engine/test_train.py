@@ -60,8 +60,8 @@ def spoil_loss(monkeypatch, is_spoilt):
     def spoilt(cfg):
         algorithm = build(cfg)
 
-        def loss(inputs):
-            value, sums = algorithm.loss(inputs)
+        def loss(inputs, coefs):
+            value, sums = algorithm.loss(inputs, coefs)
             if is_spoilt(next(count)):
                 value = value * math.nan
                 sums = {**sums, "loss_sum": value.detach().double()}
@@ -218,3 +218,39 @@ def test_torch_alone_decides_nothing(task):
     assert again.name == "run"
     folder = run.parent / "again" / "rollouts" / "step_000001.parquet"
     assert pq.read_table(folder).drop_columns("verify_s").to_pylist() == first
+
+
+def test_a_greedy_baseline_is_sampled_judged_recorded_and_trains_nothing_itself(task):
+    _, run, _ = task("algorithm.name=remax", "train.num_steps=2")
+    for step, row in enumerate(metrics(run), 1):
+        rows = pq.read_table(run / f"rollouts/step_{step:06d}.parquet").to_pylist()
+        sampled, greedy = [r for r in rows if r["kept"]], [r for r in rows if not r["kept"]]
+        assert len(sampled) == 16
+        assert len(greedy) == 4  # one of each group's problem
+        baseline = {r["problem_id"]: r["reward"] for r in greedy}
+        assert all(r["advantage"] == r["reward"] - baseline[r["problem_id"]] for r in sampled)
+        assert row["reward"] == pytest.approx(sum(r["reward"] for r in sampled) / 16)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "algorithm.kl_coef=0.01 algorithm.kl_place=reward algorithm.kl_target=0.01 algorithm.kl_horizon=50",
+        "algorithm.kl_coef=0.01 algorithm.ref_sync_every=2",
+        "algorithm.entropy_coef=0.01 algorithm.entropy_target=4 algorithm.name=reinforce_pp",
+    ],
+)
+def test_what_adapts_goes_on_where_it_stood(task, tmp_path, overrides):
+    task(*overrides.split(), "run.folder=whole")
+    task(*overrides.split(), "run.folder=halves", "train.num_steps=3")
+    task(*overrides.split(), "run.folder=halves")
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+
+    def untimed(run):
+        skipped = ("seconds/", "tokens_per_s")
+        return [{k: v for k, v in row.items() if not k.startswith(skipped)} for row in metrics(run)]
+
+    assert untimed(whole) == untimed(halves)
+    assert len(untimed(whole)) == 5
+    moved = {(row["kl_coef"], row["entropy_coef"], row["kl_ref"]) for row in untimed(whole)}
+    assert len(moved) > 2
