@@ -25,11 +25,13 @@ RELATION = re.compile(r"\\(?:le|ge|ne|in|approx)(?![A-Za-z])|[<>=]")
 NAME = re.compile(
     # Possessive: a long word must not be tried in every way of cutting it up.
     r"(?:\\?[A-Za-z]++|\"[^\"]*\")(?:_(?:\w|\{[^{}]*\}))?'*(?:\s*+(?:\\?[A-Za-z]++|\"[^\"]*\"))*+"
-    r"(?:\s*\([A-Za-z](?:\s*,\s*[A-Za-z])*\))?|\([A-Za-z](?:\s*,\s*[A-Za-z])+\)"
+    r"(?:\s*\([A-Za-z](?:\s*,\s*[A-Za-z])*\))?|\([A-Za-z](?:_\w|_\{\w+\})?(?:\s*,\s*[A-Za-z](?:_\w|_\{\w+\})?)+\)"
 )
 DISTANCE = re.compile(
     r"\|\s*(?P<name>[A-Za-z]|\\[A-Za-z]+)\s*(?:(?P<sign>[-+])\s*(?P<centre>\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\}))?\s*\|"
 )
+UNSOLVED = re.compile(r"\\?(?:log|ln|exp|lg)(?![A-Za-z])")  # \log(x) = 4
+UNCOUNTED = re.compile(r"\\?(?:gcd|lcm|max|min|det|lim|mod)(?![A-Za-z])")  # sympy does not work them out
 GREEK = {
     "alpha",
     "beta",
@@ -53,9 +55,9 @@ def relation(text: str, depth: int, read: Reader) -> Node | None:
     sides = split_top(text, RELATION.pattern)
     if len(sides) == 1:
         return None
-    signs = [match.group() for match in RELATION.finditer(text)]
-    if len(signs) != len(sides) - 1 or not all(sides):
+    if not all(sides):
         raise Unreadable("a side of its relation is missing")
+    signs = _signs(text, sides)
     if set(signs) <= {"="}:
         return _equation(sides, depth, read)
     if len(sides) == 3:
@@ -63,7 +65,7 @@ def relation(text: str, depth: int, read: Reader) -> Node | None:
     if len(sides) > 3:
         raise Unreadable("it chains more relations than an interval has")
     left, sign, right = sides[0], signs[0], sides[1]
-    if sign == r"\in" or (sign == "=" and NAME.fullmatch(left)):
+    if sign == r"\in" or (sign == "=" and _is_name(left)):
         return Named(short_name(left), read(right, depth + 1))
     if sign == r"\approx":
         return Named(short_name(left), read(right, depth + 1))
@@ -86,6 +88,17 @@ def relation(text: str, depth: int, read: Reader) -> Node | None:
     return Named(
         short_name(left), Seq("[" if closed and not below else "(", edges, "]" if closed and below else ")")
     )
+
+
+def _signs(text: str, sides: Sequence[str]) -> list[str]:
+    """The relations between the sides; those inside brackets, as in `P(X=1) = 3/8`, are not among them."""
+    signs, at = [], 0
+    for side in sides[:-1]:
+        match = RELATION.search(text, text.index(side, at) + len(side))
+        assert match is not None
+        signs.append(match.group())
+        at = match.end()
+    return signs
 
 
 def _absolute(name: str, sign: str, bound: Node, centre: Fraction) -> Node:
@@ -113,12 +126,12 @@ def _chain(sides: Sequence[str], signs: Sequence[str], depth: int, read: Reader)
 
 
 def _equation(sides: Sequence[str], depth: int, read: Reader) -> Node:
-    names = [side for side in sides if NAME.fullmatch(side) and not _constant(side)]
+    names = [side for side in sides if _is_name(side)]
     values = [side for side in sides if side not in names]
     read_values = [read(side, depth + 1) for side in values]
     if not _holds([node for node in read_values if isinstance(node, Leaf)]):
         raise Unreadable("its equation is false")
-    if names and NAME.fullmatch(sides[0]) and not _constant(sides[0]):
+    if _is_name(sides[0]):
         value = read_values[-1] if read_values else read(sides[-1], depth + 1)
         return Named(short_name(sides[0]), value)
     if names and len(sides) == 2:
@@ -156,6 +169,8 @@ def _holds(leaves: Sequence[Leaf]) -> bool:
 
 def is_constant(text: str) -> bool:
     """Whether a value's text holds no letter that could stand for anything: `2\\pi`, `\\sqrt{2}`, `3/4`."""
+    if UNCOUNTED.search(text):
+        return False
     bare = re.sub(r"\\([A-Za-z]+)", lambda m: " x " if m[1] in GREEK else " ", text)
     bare = re.sub(rf"(?<![A-Za-z])(?:{'|'.join(FUNCTIONS)})(?![A-Za-z])", " ", bare)
     return not re.search(r"[A-Za-df-hj-z\"]|[A-Za-z]{2}", bare) and bool(text)
@@ -184,15 +199,15 @@ def approximation(text: str, read: Reader) -> list[Node] | None:
     from verigrad.verifiers import math_symbolic
 
     assert isinstance(right, Leaf)
-    places = len(rounded[1] or "")
-    # Digits may be rounded or cut off; an integer is rounded.
-    if not math_symbolic.within(exact.text, right.text, Fraction(1, 10**places if places else 2)):
+    if not math_symbolic.rounds(exact.text, right.text, Fraction(1, 10 ** len(rounded[1] or ""))):
         raise Unreadable("its approximation is false")
     return [left, Named(left.name, right) if isinstance(left, Named) else right]
 
 
-def _constant(side: str) -> bool:
-    return side in ("e", "i", r"\pi", r"\infty", "pi")
+def _is_name(side: str) -> bool:
+    """Whether it stands for a value: `x`, `AB`, `f(x)`; neither a constant nor something to be solved."""
+    constant = side in ("e", "i", r"\pi", r"\infty", "pi")
+    return NAME.fullmatch(side) is not None and not constant and not UNSOLVED.match(side)
 
 
 def short_name(text: str) -> str:

@@ -23,7 +23,11 @@ from verigrad.verifiers.math_nodes import (
 )
 from verigrad.verifiers.math_read import read
 
-QUANTITY = re.compile(r"\|[^|]+\||\[[^\[\]]+\]|[A-Za-z]\s*\([^()]*\)")  # |AB|, [ABC], f(2)
+# |AB|, [ABC], f(2), P(X = 1), \gcd(8, 12), \#S, \overline{AB}, AB^{2}
+QUANTITY = re.compile(
+    r"\|[^|]+\||\[[^\[\]]+\]|(?:[A-Za-z]|\\(?:gcd|lcm|max|min|det)|\\mathbb\{[A-Z]\})\s*\([^()]*\)"
+    r"|\\#\s*\(?[A-Za-z]+\)?|\\overline\{[A-Z]+\}|[A-Z]{2}\^\{\d\}"
+)
 
 
 def same(gold: Node, found: Node) -> bool:

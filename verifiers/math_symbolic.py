@@ -49,11 +49,15 @@ def spelled(text: str) -> str:
         return str(expression(text).doit())
 
 
-def within(left: str, right: str, distance: Fraction) -> bool:
-    """Whether two plain numbers lie no farther apart than a distance."""
+def rounds(exact: str, rounded: str, unit: Fraction) -> bool:
+    """Whether a plain number is another one to the nearest unit, or cut off at it."""
     with _sympy_trouble():
-        gap = _number(expression(left) - expression(right), {})
-        return gap is not None and bool(abs(gap) <= sympy.Rational(distance.numerator, distance.denominator))
+        value, given = _number(expression(exact), {}), _number(expression(rounded), {})
+        if value is None or given is None or not value.is_real:
+            return False
+        gap, step = abs(value - given), sympy.Rational(unit.numerator, unit.denominator)
+        cut = abs(given) < abs(value) and gap < step * (1 - sympy.Rational(1, 10**9))
+        return bool(gap <= step / 2) or bool(cut)
 
 
 def same_relation(left: tuple[str, str, str], right: tuple[str, str, str]) -> bool:
@@ -98,6 +102,8 @@ def expression(text: str) -> Any:
         raise Unreadable(f"it is longer than {MAX_LENGTH} characters")
     if _nesting(text) > MAX_PARENTHESES:
         raise Unreadable("it is nested too deeply")
+    if re.search(r"\d\s*\^\s*\{[^{}]*\}\s*_", text):
+        raise Unreadable("it holds a number with an index")
     if "'" in text or '"' in text or re.search(r"\^\{?\s*(?:T|\\top|\\prime)\b", text):
         raise Unreadable("it holds a sign that is no arithmetic")
     try:

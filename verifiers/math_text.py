@@ -59,6 +59,7 @@ def plain(text: str) -> str:
     text = re.sub(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt{\1}", text).replace("√", r"\sqrt")
     text = re.sub(r"^\s*-\s*(\\\$|[€£¥₹])", r"\1-", text).replace(r"\$", "¤")
     text = re.sub(r"\\(?:left|right)\s*\.", " ", re.sub(r"(?<=\d)\{([.:])\}(?=\d)", r"\1", text))
+    text = re.sub(r"\\not\s*=", r"\\ne ", text)
     text = CHOOSE.sub(r"\\binom{\1}{\2}", CHOSEN.sub(_chosen, text))
     text = re.sub(r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]", lambda _: r"\\", text)  # the height of a row
     text = re.sub(r"\$|\\\(|\\\)|\\\[|\\\]", " ", text)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from fractions import Fraction
 
 from verigrad.verifiers.math_text import FUNCTIONS
 from verigrad.verifiers.math_units import CHANGE_WORDS, HEDGE_WORDS
@@ -10,8 +11,10 @@ PROSE = re.compile(rf'"|(?<![\\A-Za-z])(?!(?:{"|".join(FUNCTIONS)})\b)[A-Za-z]{{
 HEDGE = re.compile(rf"\b(?:{HEDGE_WORDS})\b", re.IGNORECASE)
 CHANGE = re.compile(rf"\b(?:{CHANGE_WORDS})\b", re.IGNORECASE)
 SIGNED_WORD = re.compile(r"\d+\.\d+|[^\W_]+|[+<>^]|-(?=[\s\"{(]*(?:\d|\\|[a-z]\b))")
-SCALES = {
+SCALES: dict[str, int | Fraction] = {
     "dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+    "tenth": Fraction(1, 10), "hundredth": Fraction(1, 100), "thousandth": Fraction(1, 1000),
+    "millionth": Fraction(1, 10**6),
 }  # fmt: skip
 COUNT_WORDS = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
@@ -23,6 +26,7 @@ SCALED = re.compile(
     r'\s*(?P<rest>[A-Za-z\s]*"?)$',
     re.IGNORECASE,
 )
+ECHO = re.compile(r"(?P<first>\w+)\s*(?:[,.;:!]|\b(?=for\b|since\b|because\b))(?P<rest>.*)", re.DOTALL)
 PERCENT = re.compile(r'(?<=[\d}])\s*"?\s*(?:percent|per cent)(?: points?)?\s*"?$', re.IGNORECASE)
 NUMBERS = r"(?:\\mathbb\s*\{[RZ]\}|\\mathbb [RZ])"
 EVERY = r"(?:\s|\"|\\in\b|(?<![A-Za-z\\])(?:real|integers?|numbers?|values?|of|in|[a-z])(?![A-Za-z]))*+"
@@ -65,7 +69,7 @@ def scaled(text: str) -> str:
     if rest.startswith("of "):
         rest = rest[3:]
     factor = math.prod(SCALES[word.rstrip("s")] for word in match["scale"].lower().split())
-    return f"{match['count']}*{factor}" + (f' "{rest}"' if rest else "")
+    return f"{match['count']}*({factor})" + (f' "{rest}"' if rest else "")
 
 
 def agrees(gold: str, found: str) -> bool:
@@ -73,17 +77,15 @@ def agrees(gold: str, found: str) -> bool:
     told = words(gold)
     if told not in ("yes", "no", "true", "false"):
         return False
-    first, *rest = words(found).split() or [""]
+    match = ECHO.fullmatch(found.replace('"', "").strip())
+    if match is None or words(match["first"]) != told:
+        return False
+    rest = words(match["rest"]).split()
     doubts = {"yes", "no", "not", "true", "false", "t", "cannot"}
     if told == "no":  # no, they do not
         doubts, rest = {"yes", "no", "true", "false"}, [word for word in rest if word != "not"]
-    after = set(rest)
-    return (
-        first == told
-        and not doubts & after
-        and not HEDGE.search(" ".join(rest))
-        and not CHANGE.search(" ".join(rest))
-    )
+    after = " ".join(rest)
+    return not doubts & set(rest) and not HEDGE.search(after) and not CHANGE.search(after)
 
 
 def is_words(text: str) -> bool:

@@ -171,6 +171,15 @@ RIGHT = [
     ("B", r"\text{(B)}"), ("B", r"\textbf{B}"), ("(B)", "b"), ("B", "B."), ("B", "B) 5"), ("B", r"\textbf{(B)}\ 5"), ("True", "true"),
     ("Monday", r"\textit{Monday}"), ("black and white", "white and black"),
     (["7", "7.5"], "7.5"), (["1/3", "0.33"], "0.33"), (r"so it is \boxed{6}", "6"), ("6 + 6 = 12\n#### 12", "12"),
+    # labels, chains, names and congruences
+    ('x^2+1', 'f(x)=x^2+1'), ('(2,3)', 'x=2, y=3'), ('x=2, y=3', '(2,3)'), ('5', r"\text{five}"), ('5', r"\text{Five}"), ('12', r"\text{twelve}"),
+    ('4', r"\log_2 16 = 4"), ('4', 'P(2)=4'), ('4', 'a_5 = 4'), ('4', 'n=4'), ('4', r"\frac{8}{2}=4"), ('4', r"S_{\triangle ABC} = 4"),
+    ('4', r"\text{gcd}(8,12)=4"), ('4', r"\gcd(8,12) = 4"), ('4', r"\lvert x \rvert = 4"), ('4', r"\det A = 4"), ('4', r"\min = 4"),
+    ('4', r"\text{Max value: } 4"), ('4', '|S| = 4'), ('4', r"\#S = 4"), ('4', 'x^2+y^2=4'), ('4', 'AB^2 = 4'), ('4', r"\overline{AB} = 4"),
+    ('4', '2^{2}=4'), ('4', 'a^2+b^2 = 4'), (r"[0,2\pi)", r"0\leq\theta<2\pi"), ('3', r"3\,(\text{mod }7)"), ('3', r"3 \mod 7"),
+    (r"\frac{1}{2}", r"P(A)=\frac12"), (r"\frac{1}{2}", r"\sin\theta=\frac12"), (r"50\%", '0.50'), ('18', r"\$18.00"),
+    ('18', r"18\text{ dollars per day}"), ('2 hours', r"2\text{ h}"), ('7', '7.00'), (r"\frac{n}{n+1}", r"S_n=\frac{n}{n+1}"), ('y=x+1', 'x-y+1=0'),
+    ('a=1', '1'), ('(1,2)', '(x_0,y_0)=(1,2)'),
 ]  # fmt: skip
 WRONG = [
     # small and large numbers, nothing rounded
@@ -241,6 +250,30 @@ WRONG = [
     # nonsense
     ("5", "?"), ("5", "{{{{"), ("5", r"\frac{1}{0}"), ("5", "__import__('os').system('touch X')"), ("5", "5 or 6"), ("5", "5, maybe 6"),
     ("5", "(" * 48 + "6" + ")" * 48), ("5", r"\text{5 or maybe 6}"), ("5", "1/0"), ("x", r"\undefined{x"), ("5", r"5\text{ or maybe 6}"), ("5", r"5\text{ or }6"), ("5", r"5\text{ or six}"), ("5", "5 not"), ("B", "(B) or (C)"), ("B", "B: or C"), ("B", "(B) (C)"), ("C", "C. or D"), ("5", r"\text{not 6: } 5"), ("5", r"\text{6 is } 5"), ("5", r"\text{either 6 or} 5"), ("5", r"5\text{ is wrong}"), ("5", "5 maybe six"), ("5", r"1\binom23.5 "), ("x^2+1", r"\inti\int\infty;"), (["7", "8"], "9"),
+    # chains that are false, factors, echoes, unsolved equations, other choices
+    ('7', 'a+b=7 or 8'), ('7', 'a+b+c=7, a=1'), ('5', 'f(x)=5x'), ('5', 'x+y=5=6'), ('5', r"5 \text{ or five hundred}"),
+    ('2', r"x \equiv 2 \pmod 5 \text{ or } 3"), ('3', r"10 \pmod 8"), ('yes', r"\text{Yes and no}"), ('no', r"\text{No solution}"),
+    ('no', r"\text{No, it is yes}"), ('yes', r"\text{yes, no, maybe}"), ('no', r"\text{no one knows}"), ('(3,4)', 'y=3,x=4'), ('(3,4)', 'x=3'),
+    ('(1,2)', r"[1,2]\cap(0,3)"), ('[0,1]', r"[0,1)\cup(1,1]"), ('(0,1)', r"(0,1)\cup(5,6)"), ('12', r"1 \text{ dozen or } 13"),
+    ('1200', r"12 \text{ hundredths}"), ('5', r"\text{five or six}"), ('5', r"\text{not five}"), ('5', r"\text{fifty}"),
+    ('B', r"\text{Option A or B}"), ('B', r"\text{Options A and B}"), ('B', r"\text{The answer is A, not B}"), (r"\textbf{(B)}\ 5", '5, 6'),
+    (r"\textbf{(B)}\ 5", '(A) 4 (B) 5'), (r"\textbf{(B)}\ 5", 'A, B'), (r"\textbf{(B)}\ 5", r"\text{B or C}"), ('3.14', r"3.15 \approx 3.14"),
+    ('1', r"0.4 \approx 1"), (r"\sqrt{2}", r"\sqrt{2} \approx 1.5"), (r"\sqrt{2}", r"1.41 \approx \sqrt{2}"), ('6', r"6 \text{ (or 7)}"),
+    ('6', '6; 7'), ('6', '6/1/2'), ('6', '6 7'), ('6', '67'), ('6', '{6,7}'), ('6', '6!'), ('6', '6^0'), ('10', r"\overline{10}"),
+    ('AB', r"\overline{AB}+1"), ('x', "x'"), ('2', r"\dot{2}"), ('5', r"\hat{5}+1"), ('5', r"\overline{5}"), ('5', r"5 \text{ is one of many}"),
+    ('5', r"5 \text{ are the solutions}, 6"), ('5', r"\text{except } 5"), ('(0,5)', r"\text{outside } (0,5)"),
+    ('(0,5)', r"\text{not in the interval } (0,5)"), ('2', r"2 \text{ thousandths}"), ('-3', '|{-3}|'), ('3', r"\sqrt{9}=\pm3"), ('3', r"\pm 3"),
+    ('x>2', r"x>2 \text{ or } x<0"), ('x>2', 'x>2, x<5'), ('x>2', r"x\not>2"), ('x>2', r"x \ngtr 2"), ('5', r"\neq 5"), ('5', r"\not= 5"),
+    ('5', '!5'), ('5', '-(-(-5))'), ('5', r"5\cdot"), ('5', '5+'), ('5', '=5=6'), ('1/2', r"\frac{1}{2}\%"), ('0.5', '50'), (r"50\%", '5000'),
+    (r"90^\circ", r"\pi/3"), ('90', r"\pi/2"), (r"\begin{pmatrix}1\\2\end{pmatrix}", '(1,2,3)'),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"0\begin{pmatrix}1\\2\end{pmatrix}"), ('abc', 'acd'), ('mgh', 'mg+h'), ('n(n+1)/2', 'n(n+1)'),
+    (r"k\pi", r"k\pi, k\in\mathbb{N}, \text{ or } 0"), ('6:00', '6'), (r"6:00 \text{ p.m.}", '18'), ('1/3', '0.33...'), ('1/3', r"0.333\ldots"),
+    (r"\frac13", r"0.3\overline{4}"), ('1000', '1,00,0'), ('1234', '12,34'), ('9', '3^{2}_{4}'), ('C', 'C^c'), ('A', "A'"), ('A', 'a^2'),
+    ('2,3', '2,3,2'), ('2', '2,2'), ('2', r"2 \text{ and } 2"), ('x=2', 'x=2, y=2'), ('x=2', r"x\ne2"), ('x=2', r"\text{if } x=2"),
+    ('5', r"5\text{ if and only if } x=2"), ('5', r"\boxed{4}"), ('5', r"\text{undefined, or }5"), ('5000', r"5\text{k}"),
+    ('3', r"3 \text{ million dollars}"), ('7', r"\text{seven eleven}"), (r"2\pi", r"2 \pi r"), (r"\ln 2", r"\log 2"), ('e', '2.718281828459045'),
+    ('5', r"5\text{ dozen or so}"), ('60', r"5\text{ dozen minus one}"), ('4', '2x=4'), ('4', 'x^2=4'), ('4', 'x+y=z=4=5'), ('0', 'x-y=0'),
+    ('4', 'x+1=4'), ('4', '2a+2b=8'), ('4', 'a+b=2^2+1'), ('4', r"\log(x)=4"), ('4', r"\sqrt{x}=4"), ('4', 'n!=4'),
 ]  # fmt: skip
 
 
@@ -366,3 +399,59 @@ def test_a_long_name_is_read_in_one_way_only(name):
     started = time.perf_counter()
     math_answer(rf"\boxed{{{name} = 5}}", "5")
     assert time.perf_counter() - started < 20
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (r"\frac{2}{4}", "0.5"), (r"50\%", "1/2"), (r"\sqrt{12}", r"2\sqrt{3}"), ("x=5", "5"), ("2,1", "1,2"), ("1,000", "10^3"),
+        (r"5\text{ cm}", "5"), (r"[1,2]\cup[2,4]", "[1,4]"), ("(x+1)^2", "(1+x)^2"), (r"\text{Yes}", "yes"), ("2<x<3", "(2,3)"),
+        ("y=2, x=1", "x=1, y=2"), (r"10 \pmod 7", "10"), (r"5\text{ dozen}", "60"),
+    ],
+)  # fmt: skip
+def test_equal_answers_read_the_same(one, other):
+    read = [math_answer(rf"\boxed{{{answer}}}", "0").extracted for answer in (one, other)]
+    assert read[0] == read[1] != ""
+
+
+def test_what_is_no_answer_reads_as_nothing():
+    assert math_answer("no box", "5").extracted == ""
+    assert math_answer(r"\boxed{5+}", "5").extracted == ""
+    assert math_answer(r"\boxed{5}", "A^T").extracted == ""  # undecided
+
+
+def test_other_answers_read_otherwise():
+    answers = [
+        "1/2",
+        "2",
+        "-2",
+        "{1}",
+        "(1,2)",
+        "[1,2]",
+        "[1,2)",
+        "1,2",
+        "x",
+        "y",
+        "x^2",
+        "yes",
+        "no",
+        r"\sqrt{2}",
+        "1:2",
+    ]
+    read = [math_answer(rf"\boxed{{{answer}}}", "0").extracted for answer in answers]
+    assert len(set(read)) == len(answers)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "in" * 1900, "for all " + "in" * 1900, "for all " + "i " * 1900, '"' * 3900, r"\text{" * 600, r"\phantom{" * 500,
+        "5 " + "hundred " * 400, "mod " * 900, "]" * 3900, r"[1,2]\cup" * 400, r"1\approx " * 400, '"a,' * 1300,
+        r"{5 \choose " * 300, "_5C_3" * 700, "|x-1|<2 or " * 300, r"\frac{1}{2}\begin{pmatrix}" * 100, "x = " + "1 = " * 400 + "1",
+    ],
+)  # fmt: skip
+def test_long_texts_are_read_in_little_time(text):
+    for gold in ("5", "x=5", "A, C", "yes", r"\textbf{(B)}\ 5"):
+        started = time.perf_counter()
+        assert math_answer(rf"\boxed{{{text}}}", gold).reward == 0.0
+        assert time.perf_counter() - started < 20
