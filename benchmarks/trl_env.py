@@ -64,7 +64,7 @@ def run(
     ]
     more = {"VLLM_CPU_KVCACHE_SPACE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     watched = measured.run(command, env=measured.environment(threads, **more), folder=folder, limit_s=limit_s)
-    return json.loads(written.read_text()), watched
+    return json.loads((folder / "trl.json").read_text()), watched
 
 
 def install(python: Path) -> None:
