@@ -59,6 +59,8 @@ NO_LANGUAGE = re.compile(
     r"|\\[A-Za-z]+(?:\s*\{[^{}\n]*\})*|\b\w*[\d_]\w*\b",
     re.DOTALL,
 )
+# Prose between dollar signs is no formula: four words in a row, or four characters without blanks.
+PROSE = re.compile(r"(?:(?<![\\\w])[^\W\d_]{2,}[ ,]+){3}[^\W\d_]{2,}|[\u3040-\u30ff\u3400-\u9fff]{4}")
 SEGMENT = re.compile(r"[.!?;:。！？；：…\n]+")  # noqa: RUF001 - full-width signs
 MIN_WORDS = 3  # of a text with blanks, below which nothing is told
 MIN_CHARACTERS = 6  # of a text without blanks
@@ -81,9 +83,20 @@ def is_in(text: str, code: str) -> bool:
     return share is None or share >= 0.8
 
 
+def prose(text: str) -> str:
+    """The text without what has no language; words between the signs of a formula stay."""
+    return NO_LANGUAGE.sub(_blank, text)
+
+
+def _blank(match: re.Match[str]) -> str:
+    found = match.group()
+    hidden = found[0] in "$`\\" and not found.startswith("```")
+    return re.sub(r"\\[A-Za-z]+|[$`{}\\]", " ", found) if hidden and PROSE.search(found) else " "
+
+
 def language_of(text: str) -> str | None:
     """The likeliest of the common languages, or None for a text too short or too mixed to tell."""
-    words = " ".join(match.group() for match in WORD.finditer(NO_LANGUAGE.sub(" ", text)))
+    words = " ".join(match.group() for match in WORD.finditer(prose(text)))
     units = WORD.findall(words)
     scripts = Counter(_script(unit[0]) for unit in units)
     if not scripts or len(units) < MIN_WORDS:
@@ -91,7 +104,7 @@ def language_of(text: str) -> str | None:
     script = scripts.most_common(1)[0][0]
     if script in TELLING:
         return next(code for code, theirs in SCRIPTS.items() if script in theirs)
-    value = _detector(COMMON).compute_language_confidence_values(NO_LANGUAGE.sub(" ", text))[0]
+    value = _detector(COMMON).compute_language_confidence_values(prose(text))[0]
     return str(value.language.iso_code_639_1.name).lower() if value.value >= 0.5 else None
 
 
@@ -104,7 +117,7 @@ def language_share(text: str, code: str) -> float | None:
     code = normal(code)
     wanted = foreign = 0
     unsure: list[tuple[str, int]] = []
-    for segment in SEGMENT.split(NO_LANGUAGE.sub(" ", text)):
+    for segment in SEGMENT.split(prose(text)):
         for piece, num_words, own in _pieces(segment, code):
             told = _told(piece, code) if own else False
             if told is None:

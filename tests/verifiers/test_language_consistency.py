@@ -47,6 +47,8 @@ CASES = [
     ("en", "The answer is 5", 1, 1), ("zh", "答案是五", 1, 1), ("en", "答案是五", 0, 0), ("de", "答", 0, 0),
     ("en", "Wir\naddieren\nbeide\nZahlen\nund\nteilen\ndann\ndas\nErgebnis", 0, 0),  # one word a line hides nothing
     ("en", DE.title(), 0, 0), ("en", DE.upper(), 0, 0),  # capitals make no names
+    ("en", f"${DE}$", 0, 0), ("en", rf"\({DE}\) and $x$", 0, 0), ("en", rf"\boxed{{{ZH}}}", 0, 0), ("en", f"`{DE}`", 0, 0),  # hidden in signs
+    ("en", "It costs $5 for one of them and then $7 for another one, so it is more.", 1, 1), ("en", r"So \text{the number of ways} is even.", 1, 1),
     ("kn", "ಇದು ಒಂದು ಸರಳ ವಾಕ್ಯ", 1, 1), ("kn", EN, 0, 0), ("th", "นี่คือประโยคภาษาไทย", 1, 1), ("hi", "यह हिंदी में एक सरल वाक्य है", 1, 1),
     ("el", "Αυτή είναι μια απλή πρόταση", 1, 1), ("en", "Let α and β be the two roots of the equation", 1, 1),
 ]  # fmt: skip
