@@ -79,10 +79,11 @@ def build(tree: Mapping[str, Any], *, name: str, verb: Verb | None = None) -> Co
     if unread := list(config_verbs.unread(tree, verb)):
         raise ConfigError(f"{name}: " + "; ".join(unread))
     try:
-        config = Config.model_validate(config_verbs.completed(tree, verb))
+        config = Config.model_validate({**tree, verb: tree.get(verb, {})})
     except ValidationError as error:
         raise ConfigError(f"{name}: " + "; ".join(explain(e) for e in error.errors())) from None
-    if problems := [*contradictions(config), *config_verbs.contradictions(config)]:
+    problems = [*contradictions(config_verbs.neutral(config)), *config_verbs.contradictions(config)]
+    if problems:
         raise ConfigError(f"{name}: " + "; ".join(problems))
     return resolve(config)
 

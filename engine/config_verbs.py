@@ -71,15 +71,13 @@ def unread(tree: Mapping[str, Any], verb: Verb) -> Iterator[str]:
                     yield f"{section}.{key} has no effect on `verigrad {verb}`; remove it"
 
 
-def completed(tree: Mapping[str, Any], verb: Verb) -> dict[str, Any]:
-    """The tree with its command's own section, and neutral values for what the command does not read."""
-    whole = dict(tree)
-    if verb in OWN:
-        whole.setdefault(verb, {})
-    for section, values in NEUTRAL[verb].items():
-        there = whole.get(section, {})
-        whole[section] = {**there, **values} if isinstance(there, dict) else there
-    return whole
+def neutral(config: Config) -> Config:
+    """The recipe with NEUTRAL's values; not to run from, only to be checked as if it were for `train`."""
+    sections = {
+        section: getattr(config, section).model_copy(update=dict(values))
+        for section, values in NEUTRAL[config.verb].items()
+    }
+    return config.model_copy(update=sections)
 
 
 def read_part(config: Config) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from verigrad.engine import model_files, sft_data
+from verigrad.engine import config_verbs, model_files, sft_data
 from verigrad.engine.aggregation import token_mean
 from verigrad.engine.checkpoint import name_of
 from verigrad.engine.config import Config, ConfigError
@@ -111,7 +111,7 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> SftLoop:
     find_device(cfg)
     with run.timed("start"):
         sft_data.require_source(cfg.data, seed=cfg.train.seed)
-        model = model_files.fetch(cfg, progress=screen.progress)
+        model = model_files.fetch(config_verbs.neutral(cfg), progress=screen.progress)  # its length is ours
         prompter = Prompter(model.tokenizer, cfg.prompts)
         encoder = Encoder(prompter, eos_ids=model.eos_ids, max_length=cfg.sft.max_length)
         dataset = sft_data.load(cfg.data, encoder, seed=cfg.train.seed)

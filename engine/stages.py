@@ -68,7 +68,7 @@ def run_all(staged: StagedRecipe, *, debug: bool) -> int:
                 continue
             say(title)
             status = signals.wait_for(command(stage, staged, debug=debug))
-            if signals.asked and (status == 0 or status == INTERRUPTED):
+            if signals.asked and status in (0, INTERRUPTED, -signal.SIGINT):
                 say(f"stopped in stage {stage.name}; run the same command again to go on")
                 return INTERRUPTED
             if status < 0:
