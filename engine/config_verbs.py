@@ -56,19 +56,21 @@ def verb_of(tree: Mapping[str, Any]) -> Verb:
 
 
 def unread(tree: Mapping[str, Any], verb: Verb) -> Iterator[str]:
-    """A sentence for each setting that the command does not read; unknown names are not its affair."""
+    """What is wrong with settings that the command does not read; unknown names are not its affair."""
+    names: list[str] = []
     for section, values in tree.items():
         if section not in Config.model_fields:
             continue
         if section in OWN and section != verb:
             yield f"[{section}] is for `verigrad {section}` and has no effect on `verigrad {verb}`; remove it"
         elif section not in SECTIONS[verb]:
-            yield f"[{section}] has no effect on `verigrad {verb}`; remove it"
+            names.append(f"[{section}]")
         elif isinstance(values, dict):
             known = getattr(Config.model_fields[section].annotation, "model_fields", {})
-            for key in values:
-                if key in known and not reads(verb, section, key):
-                    yield f"{section}.{key} has no effect on `verigrad {verb}`; remove it"
+            names += [f"{section}.{key}" for key in values if key in known and not reads(verb, section, key)]
+    if names:
+        have, them = ("have", "them") if len(names) > 1 else ("has", "it")
+        yield f"{', '.join(names)} {have} no effect on `verigrad {verb}`; remove {them}"
 
 
 def neutral(config: Config) -> Config:

@@ -130,6 +130,10 @@ def test_examples_longer_than_the_models_positions_are_refused(policy):
         ("dynamic_sampling.enabled=false", "[dynamic_sampling] has no effect"),
         ("train.num_minibatches=1", "train.num_minibatches has no effect"),
         ("eval.num_samples=4", "eval.num_samples has no effect"),
+        (
+            "eval.num_samples=4 sync.max_canary_gap=1 data.evals.a.path=x",
+            "data.evals, eval.num_samples, [sync] have no effect on `verigrad sft`; remove them",
+        ),
         ("sample.num_samples=4", "[sample] is for `verigrad sample` and has no effect on `verigrad sft`"),
         (
             "sft.max_length=65",
