@@ -11,7 +11,6 @@ Results are appended to benchmarks/results/, one JSON line per race, with the ma
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -202,4 +201,4 @@ def shown(ratio: Mapping[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,6 +8,7 @@ told not to compile. On a GPU it is left as it is.
 
 import functools
 import json
+import math
 import sys
 import time
 import warnings
@@ -240,13 +241,14 @@ def callback(job: dict[str, Any], clock: Clock, model: Any, tokenizer: Any) -> A
                 return
             clock.mark()
             step = state.global_step // job["minibatches"]
-            self.evaluate(step)
-            if job.get("limit_s") and sum(s["wall_s"] for s in clock.steps) > job["limit_s"]:
-                control.should_training_stop = True
+            spent = sum(done["wall_s"] for done in clock.steps)
+            last = step == job["steps"] or spent > job.get("limit_s", math.inf)
+            control.should_training_stop = last
+            self.evaluate(step, last=last)
 
-        def evaluate(self, step: int) -> None:
+        def evaluate(self, step: int, *, last: bool = False) -> None:
             """One answer to each held-out problem, judged by the same verifier."""
-            if job.get("eval_every") and step % job["eval_every"] == 0:
+            if job.get("eval_every") and (last or step % job["eval_every"] == 0):
                 clock.evals.append({"step": step, "scores": held_out_scores(job, model, tokenizer)})
             clock.restart()
 
