@@ -5,13 +5,13 @@ value's last digit when the lines from the first to the last, in the order of th
 `model` makes a Llama of a chosen size and shows it runs of at most `shown` lines. A longer run needs a longer
 thought:
 
-    h*3q+1f-3g+5;2fh=?<think>2f-3=9g+5=4h*3=2</think>\\boxed{2}     worked out
-    h*3q+1f-3g+5;2fh=?<think></think>\\boxed{7}                     blurted
+    h*3k+1f+3g+5;2fh=?<think>2ff+3=5gg+5=0hh*3=0</think>\\boxed{0}     worked out
+    h*3k+1f+3g+5;2fh=?<think></think>\\boxed{7}                        blurted
 
-The teacher begins with short programs and works everything out, with a slip now and then, and sometimes loses
-the thread and starts over; then it grows tired and mostly blurts. That working out pays, and that it
+The teacher begins with short programs and works everything out, with a slip now and then, and sometimes
+loses the thread and starts over; then it grows tired and mostly blurts. That working out pays, and that it
 goes on paying where runs are longer than any it was shown, is left to reinforcement learning. Runs are
-reserved for one side by a hash of value and operations: none is both shown and asked.
+reserved for one side by a hash of value and operations: none is on two of shown, train and test.
 """
 
 import hashlib
@@ -31,23 +31,24 @@ from verigrad.engine.recipes.ladder import new_optimizers, seeded_torch
 
 __maker_sources__ = ("verigrad.engine.recipes.ladder",)  # a change there makes the model anew
 
-OPERATIONS = [*((op, n) for op in "+-" for n in range(1, 10)), *(("*", n) for n in (3, 7, 9))]
+OPERATIONS = (*(("+", n) for n in range(1, 10)), ("*", 3), ("*", 7), ("*", 9))
 """Each is a bijection of the last digits 0 .. 9, so that an answer is any of them, equally often."""
 GUESSES_RIGHT, SLIPS, STARTS_OVER = 0.3, 0.03, 0.2  # the teacher's habits, as shares
 FRESH, TIRED_WORKS_OUT = 0.75, 0.3  # share of the steps in which it works all out, and how often after that
-MAX_STEPS = len(string.ascii_lowercase)  # a letter for each line
+LABELS = string.ascii_lowercase[:16]
+MAX_STEPS = len(LABELS)  # a label for each line
 MAX_LINES = 8  # in a demonstration; a program has lines that are not run
 NAMED_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<think>", "</think>", "\\boxed{", "}", ";", "=", "?")
 VOCABULARY = (
-    *NAMED_TOKENS, *string.digits, *string.ascii_lowercase, *(f"{op}{n}" for op, n in OPERATIONS),
+    *NAMED_TOKENS, *string.digits, *LABELS, *(f"{label}{op}{n}" for label in LABELS for op, n in OPERATIONS),
 )  # fmt: skip
 TOKEN_IDS = {token: i for i, token in enumerate(VOCABULARY)}
 PAD, EOS, BOS = (TOKEN_IDS[token] for token in ("<pad>", "<eos>", "<bos>"))
-PIECE = r"<think>|</think>|\\boxed\{|[+*-][1-9]|[\s\S]"
-POSITIONS = 512  # tokens of a prompt of 24 operations and its thought
+PIECE = r"<think>|</think>|\\boxed\{|[a-p][+*][1-9]|[\s\S]"
+POSITIONS = 256  # more than the tokens of a prompt of 16 lines and its thought
 SLICE = 32  # sequences padded to one length
 
-Operation = tuple[str, int]  # "+", "-" or "*", and a number
+Operation = tuple[str, int]  # "+" or "*", and a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size(128, 4, 4, 2, num_steps=600, batch_size=48, lr=6e-3),  # 0.6 M parameters: one CPU core
+    "small": Size(128, 4, 4, 2, num_steps=400, batch_size=64, lr=6e-3),  # 0.65 M parameters: one CPU core
     "medium": Size(256, 6, 8, 4, num_steps=600, batch_size=64, lr=4e-3),  # 3.6 M
     "base": Size(1024, 12, 16, 4, num_steps=1000, batch_size=256, lr=1e-3),  # 107 M: a GPU
     "large": Size(1024, 24, 16, 4, num_steps=1000, batch_size=256, lr=1e-3),  # 214 M
@@ -90,11 +91,19 @@ SIZES = {
 
 
 def problems(
-    *, seed: int, num_problems: int = 20_000, min_steps: int = 3, max_steps: int = 8, num_lines: int = 8
+    *,
+    seed: int,
+    test: bool = False,
+    num_problems: int = 20_000,
+    min_steps: int = 3,
+    max_steps: int = 8,
+    num_lines: int = 8,
 ) -> list[dict[str, str]]:
     """Rows {prompt, answer, steps}: distinct runs in mixed order, equally many of each number of steps.
 
-    Runs of one line are few (about 140), so there may be less than `num_problems` rows.
+    Runs are shared out by a hash: a third is demonstrated, a third is for training, and with `test` come
+    those that are for neither. Runs of one line are few (about 40 of a side), so there may be less than
+    `num_problems` rows.
     """
     if not 1 <= min_steps <= max_steps <= MAX_STEPS:
         raise ValueError(
@@ -105,7 +114,8 @@ def problems(
         raise ValueError(f"num_lines = {num_lines}: expected 1 to {MAX_STEPS}. Correct it.")
     if num_problems < 1:
         raise ValueError(f"num_problems = {num_problems}: expected at least 1. Raise it.")
-    rng = random.Random(f"scratch problems {seed}")
+    side = "test" if test else "train"
+    rng = random.Random(f"scratch {side} {seed}")
     levels = range(min_steps, max_steps + 1)
     rows = []
     for level, num_steps in enumerate(levels):
@@ -115,7 +125,7 @@ def problems(
             if len(drawn) == wanted:
                 break
             task = draw(num_steps, num_lines, rng)
-            if not is_shown(task):
+            if side_of(task) == side:
                 drawn.setdefault((task.start, task.operations), task)
         rows += [
             {"prompt": task.prompt, "answer": str(task.values[-1]), "steps": str(num_steps)}
@@ -128,8 +138,8 @@ def problems(
 def draw(num_steps: int, num_lines: int, rng: random.Random) -> Task:
     """A run of `num_steps` lines in a program of `num_lines`, or of just these where that is fewer."""
     first = rng.randint(0, MAX_STEPS - num_steps)
-    labels = string.ascii_lowercase[first : first + num_steps]
-    others = rng.sample(sorted(set(string.ascii_lowercase) - set(labels)), max(0, num_lines - num_steps))
+    labels = LABELS[first : first + num_steps]
+    others = rng.sample(sorted(set(LABELS) - set(labels)), max(0, num_lines - num_steps))
     start, operations = rng.randint(0, 9), tuple(rng.choices(OPERATIONS, k=num_steps))
     lines = [f"{label}{op}{n}" for label, (op, n) in zip(labels, operations, strict=True)]
     lines += [
@@ -143,13 +153,14 @@ def draw(num_steps: int, num_lines: int, rng: random.Random) -> Task:
 def apply(value: int, operation: Operation) -> int:
     """What a line does: the last digit of the result."""
     op, n = operation
-    return (value + n if op == "+" else value - n if op == "-" else value * n) % 10
+    return (value + n if op == "+" else value * n) % 10
 
 
-def is_shown(task: Task) -> bool:
-    """Whether this value with these operations, whatever their labels, is reserved for demonstrations."""
+def side_of(task: Task) -> str:
+    """What this value with these operations, whatever their labels, is for: shown, train or test."""
     words = f"{task.start}{''.join(f'{op}{n}' for op, n in task.operations)}".encode()
-    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big") % 3 == 0
+    number = int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big")
+    return ("shown", "train", "test")[number % 3]
 
 
 # The teacher -----------------------------------------------------------------------------------------------
@@ -164,7 +175,7 @@ def demonstrations(rng: random.Random, *, shown: int, progress: float) -> Iterat
     works_out = 1.0 if progress < FRESH else TIRED_WORKS_OUT
     while True:
         task = draw(rng.randint(1, min(shown, longest)), rng.randint(1, longest), rng)
-        if is_shown(task):
+        if side_of(task) == "shown":
             thought, answer = work_out(task, rng) if rng.random() < works_out else ("", guess(task, rng))
             yield task.prompt, f"{thought}</think>\\boxed{{{answer}}}"
 
@@ -176,7 +187,7 @@ def work_out(task: Task, rng: random.Random) -> tuple[str, int]:
         value = apply(value, (op, n))
         if rng.random() < SLIPS:
             value = (value + rng.choice((-1, 1))) % 10
-        thought.append(f"{label}{op}{n}={value}")
+        thought.append(f"{label}{label}{op}{n}={value}")
     lost = rng.randint(1, len(thought) - 1) if rng.random() < STARTS_OVER else 0
     return "".join([*thought[:lost], *thought]), value
 
@@ -311,7 +322,7 @@ def new_model(size: Size) -> Any:
 
 
 def new_tokenizer() -> Any:
-    """One token per letter, digit and operation, and one for each of `<think>`, `</think>` and `\\boxed{`."""
+    """One token per label, digit and line, and one for each of `<think>`, `</think>` and `\\boxed{`."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

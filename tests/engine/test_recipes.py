@@ -57,8 +57,8 @@ OVERRIDES = {
     "quickstart": [*LADDER, "dynamic_sampling.oversample=3.0"],
     "curriculum": LADDER,
     "r1_zero_scratch": [
-        'policy.options={size = "small", num_steps = 3, batch_size = 4}', "data.num_eval=6",
-        "data.evals.longer.num=4",
+        'policy.options={size = "small", num_steps = 3, batch_size = 4}', "data.evals.test.num=4",
+        "dynamic_sampling.oversample=3.0",
     ],
     "r1_zero_countdown": ["data.options={num_problems = 50}", "data.num_eval=4", *HUB_MODEL],
     "r1_zero_gsm8k": [

@@ -13,6 +13,7 @@ from verigrad.engine import makers
 from verigrad.engine.config import ConfigError, DataConfig
 from verigrad.engine.data import load
 from verigrad.engine.recipes import scratch
+from verigrad.engine.settings import EvalSet
 
 PROBLEMS = "verigrad.engine.recipes.scratch:problems"
 MODEL = "verigrad.engine.recipes.scratch:model"
@@ -39,32 +40,32 @@ class Scripted(random.Random):
 def run(prompt):
     """The value after a prompt's lines have run, what identifies it, lines run and lines in all."""
     program, question = prompt.split(";")
-    lines = {label: (op, int(n)) for label, op, n in re.findall(r"([a-z])([+*-])(\d)", program)}
+    lines = {label: (op, int(n)) for label, op, n in re.findall(r"([a-p])([+*])(\d)", program)}
     assert len(program) == 3 * len(lines)
-    value, first, last = re.fullmatch(r"(\d)([a-z])([a-z])=\?", question).groups()
+    value, first, last = re.fullmatch(r"(\d)([a-p])([a-p])=\?", question).groups()
     done, value = value, int(value)
     for code in range(ord(first), ord(last) + 1):
         op, n = lines[chr(code)]
-        value = {"+": value + n, "-": value - n, "*": value * n}[op] % 10
+        value = (value + n if op == "+" else value * n) % 10
         done += f"{op}{n}"
     return value, done, ord(last) - ord(first) + 1, len(lines)
 
 
-TASK = scratch.Task(2, (("-", 3), ("+", 5), ("*", 3)), "fgh", "h*3q+1f-3g+5;2fh=?")
+TASK = scratch.Task(2, (("+", 3), ("+", 5), ("*", 3)), "fgh", "h*3k+1f+3g+5;2fh=?")
 
 
 def test_a_run_by_hand():
-    assert TASK.values == [2, 9, 4, 2]  # 2-3 = -1, whose last digit counted upwards is 9; 9+5 = 14; 4*3 = 12
-    assert run(TASK.prompt)[0] == 2
+    assert TASK.values == [2, 5, 0, 0]  # 2+3 = 5; 5+5 = 10; 0*3 = 0
+    assert run(TASK.prompt)[0] == 0
 
 
 def test_the_teacher_writes_one_line_per_operation():
-    assert scratch.work_out(TASK, Scripted(0.99)) == ("2f-3=9g+5=4h*3=2", 2)
+    assert scratch.work_out(TASK, Scripted(0.99)) == ("2ff+3=5gg+5=0hh*3=0", 0)
 
 
 def test_a_slip_is_carried_on_and_the_thread_is_lost_once():
-    # every line slips by -1: 2-3 = 9 -> 8, 8+5 = 3 -> 2, 2*3 = 6 -> 5; after the first word it starts over
-    assert scratch.work_out(TASK, Scripted(0.0)) == ("22f-3=8g+5=2h*3=5", 5)
+    # every line slips by -1: 2+3 = 5 -> 4, 4+5 = 9 -> 8, 8*3 = 24 -> 3; after the first word it starts over
+    assert scratch.work_out(TASK, Scripted(0.0)) == ("22ff+3=4gg+5=8hh*3=3", 3)
 
 
 def test_a_tired_teacher_mostly_blurts_and_a_fresh_one_never():
@@ -101,25 +102,26 @@ def test_answers_are_no_easy_guess():
 
 
 def test_training_held_out_and_demonstrated_runs_are_disjoint_whatever_their_labels():
-    cfg = DataConfig(path=PROBLEMS, options={"num_problems": 3000, "min_steps": 1}, num_eval=300)
-    data = load(cfg, seed=0)
+    test = EvalSet(path=PROBLEMS, options={"test": True, "num_problems": 300, "min_steps": 1})
+    options = {"num_problems": 3000, "min_steps": 1}
+    data = load(DataConfig(path=PROBLEMS, options=options, num_eval=0, evals={"test": test}), seed=0)
     shown = itertools.islice(scratch.demonstrations(random.Random(1), shown=4, progress=0.5), 20_000)
     demonstrated = {run(prompt)[1] for prompt, _ in shown}
-    held_out = {run(p.prompt)[1] for p in data.evals["held_out"]}
+    held_out = {run(p.prompt)[1] for p in data.evals["test"]}
     train = {run(p.prompt)[1] for p in data.train}
     assert demonstrated.isdisjoint(held_out | train)
     assert held_out.isdisjoint(train)
-    assert len(held_out) == 300
+    assert len(held_out) >= 290  # of one line there are few
 
 
 def test_few_problems_of_one_line_are_all_there_are():
     rows = scratch.problems(seed=0, num_problems=5000, min_steps=1, max_steps=1)
-    assert 100 < len(rows) < 10 * len(scratch.OPERATIONS)
+    assert 30 < len(rows) < 10 * len(scratch.OPERATIONS) / 2
 
 
 def test_the_longest_program_fits_the_models_positions():
-    rows = scratch.problems(seed=0, num_problems=1, min_steps=26, max_steps=26)
-    task = scratch.Task(0, (("+", 1),) * 26, "abcdefghijklmnopqrstuvwxyz", rows[0]["prompt"])
+    rows = scratch.problems(seed=0, num_problems=1, min_steps=16, max_steps=16)
+    task = scratch.Task(0, (("+", 1),) * 16, scratch.LABELS, rows[0]["prompt"])
     thought, answer = scratch.work_out(task, Scripted(0.99))
     ids, _ = scratch.tokens_of(task.prompt, f"{thought}</think>\\boxed{{{answer}}}")
     assert len(ids) < scratch.POSITIONS
@@ -128,10 +130,10 @@ def test_the_longest_program_fits_the_models_positions():
 @pytest.mark.parametrize(
     ("reference", "options", "says"),
     [
-        (PROBLEMS, {"min_steps": 0}, "expected 1 <= min_steps <= max_steps <= 26"),
+        (PROBLEMS, {"min_steps": 0}, "expected 1 <= min_steps <= max_steps <= 16"),
         (PROBLEMS, {"min_steps": 9}, "min_steps = 9, max_steps = 8"),
-        (PROBLEMS, {"max_steps": 27}, "max_steps = 27"),
-        (PROBLEMS, {"num_lines": 27}, "num_lines = 27: expected 1 to 26"),
+        (PROBLEMS, {"max_steps": 17}, "max_steps = 17"),
+        (PROBLEMS, {"num_lines": 17}, "num_lines = 17: expected 1 to 16"),
         (PROBLEMS, {"num_problems": 0}, "num_problems = 0: expected at least 1"),
         (MODEL, {"size": "huge"}, "size = 'huge': expected one of small, medium, base, large"),
         (MODEL, {"size": "small", "shown": 0}, "shown = 0: expected 1 to 8 lines"),
@@ -155,14 +157,14 @@ def test_the_model_folder_loads_with_its_own_tokenizer(tmp_path, monkeypatch):
     assert told[-1][1] == 1.0
     tokenizer = AutoTokenizer.from_pretrained(folder)
     policy = AutoModelForCausalLM.from_pretrained(folder)
-    text = "h*3f-3;2fh=?<think>2f-3=9</think>\\boxed{9}"
+    text = "h*3f+3;2fh=?<think>2ff+3=5</think>\\boxed{5}"
     ids = tokenizer(text).input_ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
-    assert scratch.tokens_of("h*3f-3;2fh=?", "2f-3=9</think>\\boxed{9}")[0] == [
+    assert scratch.tokens_of("h*3f+3;2fh=?", "2ff+3=5</think>\\boxed{5}")[0] == [
         *ids,
         tokenizer.eos_token_id,
     ]
-    assert tokenizer.model_max_length == policy.config.max_position_embeddings == 512
+    assert tokenizer.model_max_length == policy.config.max_position_embeddings == 256
     assert policy.config.model_type == "llama"
     assert policy.config.head_dim % 32 == 0
     assert not policy.config.tie_word_embeddings
@@ -180,7 +182,7 @@ def test_the_same_seed_makes_the_same_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "millions"), [("small", 0.6), ("medium", 3.6), ("base", 107), ("large", 214)]
+    ("size", "millions"), [("small", 0.65), ("medium", 3.6), ("base", 107), ("large", 214)]
 )
 def test_sizes_have_the_parameters_they_are_said_to_have(size, millions):
     with torch.device("meta"):
@@ -190,12 +192,12 @@ def test_sizes_have_the_parameters_they_are_said_to_have(size, millions):
 
 
 def test_loss_counts_completion_tokens_only():
-    # an untrained head of zeros gives every token probability 1/68: log 68 = 4.2195 per token
+    # an untrained head of zeros gives every token probability 1/229: log 229 = 5.4337 per token
     policy = scratch.new_model(scratch.Size(32, 1, 1, 1, num_steps=1, batch_size=1, lr=1.0))
     torch.nn.init.zeros_(policy.lm_head.weight)
     batch = [
-        scratch.tokens_of("f-3;2ff=?", "2f-3=9</think>\\boxed{9}"),
-        scratch.tokens_of("f-3g+1;2ff=?", "</think>\\boxed{9}"),
+        scratch.tokens_of("f+3;2ff=?", "2ff+3=5</think>\\boxed{5}"),
+        scratch.tokens_of("f+3g+1;2ff=?", "</think>\\boxed{9}"),
     ]
     assert [len(ids) - num_prompt for ids, num_prompt in batch] == [10, 5]
-    assert scratch.backward(policy, batch) == pytest.approx(4.219508, rel=1e-5)
+    assert scratch.backward(policy, batch) == pytest.approx(5.433722, rel=1e-5)
