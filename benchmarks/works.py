@@ -26,6 +26,7 @@ class Work:
     steps: int
     warmup: int  # first steps, not counted
     rounds: int
+    minutes: float  # no further round is begun that would go beyond them
     seed: int
     optim: dict[str, Any]  # lr, betas, eps, weight_decay, max_grad_norm
 
