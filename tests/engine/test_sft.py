@@ -7,18 +7,20 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import vectors
 from tests.engine.test_resume import assert_same, kill_when, rows, rows_or_none
 from tests.tiny import Forked, config, model_folder, tokenizer
 from tests.tiny_stages import write_sft
-from verigrad.engine.config import Config, ConfigError, load, resolve, to_toml
+from verigrad.engine.config import Config, ConfigError, PromptsConfig, load, resolve, to_toml
 from verigrad.engine.loss import merge, nll
 from verigrad.engine.policy import Policy
+from verigrad.engine.prompts import Prompter
 from verigrad.engine.schema import Coefs, LossInputs
 from verigrad.engine.sft import batches_of, held_out_losses, ratio_interval, require_positions
 from verigrad.engine.sft_rows import Example
+from verigrad.verifiers.base import Problem
 
 
 def run_sft(folder, *overrides, timeout=120):
@@ -271,6 +273,28 @@ def test_rows_that_are_skipped_are_counted(fresh):
     status, printed = run_sft(fresh, "data.on_bad_row=skip", "train.num_steps=1")
     assert status == 0, printed
     assert "note: 1 malformed rows skipped, the first: shown.jsonl line 65" in printed
+
+
+def test_conversations_are_learned_through_the_chat_template(fresh):
+    shutil.copytree(model_folder(), fresh / "chatty")
+    talker = tokenizer()
+    talker.chat_template = (
+        "{% for m in messages %}{{ m.role[0] }}={{ m.content }}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}a={% endif %}"
+    )
+    talker.save_pretrained(fresh / "chatty")
+    with (fresh / "shown.jsonl").open("w") as file:
+        for i in range(20):
+            turns = [("user", f"{i}+1="), ("assistant", str(i + 1)), ("user", "and?"), ("assistant", "done")]
+            print(json.dumps({"messages": [{"role": r, "content": c} for r, c in turns]}), file=file)
+    status, printed = run_sft(fresh, "policy.model=chatty", "data.num_eval=4", "sft.max_length=40")
+    assert status == 0, printed
+    metrics = rows(fresh / "run" / "metrics.jsonl")
+    assert metrics[-1]["loss"] < metrics[0]["loss"] - 1
+    assert all(8 * (1 + 1 + 4 + 1) <= row["num_tokens"] <= 8 * (2 + 1 + 4 + 1) for row in metrics)
+    asked = Problem("", "1+1=")
+    again = Prompter(AutoTokenizer.from_pretrained(fresh / "run/checkpoints/step_000006"), PromptsConfig())
+    assert again.text_for(asked) == "u=1+1=<eos>a="  # the checkpoint keeps the template
 
 
 @pytest.mark.slow
