@@ -61,7 +61,7 @@ def readings(text: str) -> list[Node]:
     text = OUTWARD.sub(_inward, without_remarks(text))
     joined = re.sub(r"(?<![\d.,(\[{])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m.group().replace(",", ""), text)
     spellings = [joined, text]
-    if re.fullmatch(r"-?\d+(?: -?\d+)+", text):
+    if re.fullmatch(r"-?\d+(?: -?\d+){2,}", text):
         spellings.append(text.replace(" ", ","))
     if re.fullmatch(r'"[A-Za-z ]+(?:,|\band\b)[A-Za-z, ]+"', text):  # \text{red, blue}
         spellings.append(text.strip('"'))
@@ -228,6 +228,9 @@ def _bracketed(text: str, depth: int) -> Node | None:
             return Bag(())
         node = _list(inside[1].strip(), depth + 1)
         return node if isinstance(node, Bag) else Bag((read(inside[1], depth + 1),))
+    # A set whose backslashes were lost.
+    if re.fullmatch(r"\{.*\}", text, re.DOTALL) and len(split_top(text[1:-1], ",")) > 1:
+        return _bracketed(rf"\{{{text[1:-1]}\}}", depth)
     if text in (r"\emptyset", r"\{\}"):
         return Bag(())
     if point := re.fullmatch(r"([A-Z])\s*(\(.*,.*\))", text, re.DOTALL):  # P(3,-4)

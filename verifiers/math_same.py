@@ -134,9 +134,23 @@ def _by_name(node: Node) -> Node:
     return Bag(tuple(Named(name, item) for name, item in zip(names, node.value.items, strict=True)))
 
 
+def _bags(gold: Bag, found: Bag) -> bool:
+    """Unordered, but for `x = 1, y = 2` against `1, 2`: there the names say which is which."""
+    for named, other in ((gold, found), (found, gold)):
+        names = {re.sub("_.*|'", "", item.name) for item in named.items if isinstance(item, Named)}
+        if len(names) > 1 and not any(isinstance(item, Named) for item in other.items):
+            values = [item.value for item in _in_order(named) if isinstance(item, Named)]
+            return _all_same(values, other.items)
+    return _unordered(gold.items, found.items)
+
+
+def _in_order(bag: Bag) -> list[Node]:
+    return sorted(bag.items, key=lambda item: item.name if isinstance(item, Named) else "")
+
+
 def _coordinates(bag: Bag, point: Seq) -> bool:
     """`x = 3, y = -4` as the point (3, -4): coordinates in the order of their names."""
-    named = sorted((item for item in bag.items if isinstance(item, Named)), key=lambda item: item.name)
+    named = [item for item in _in_order(bag) if isinstance(item, Named)]
     distinct = len({item.name for item in named}) == len(bag.items) > 1
     if not distinct or (point.opening, point.closing) != ("(", ")"):
         return False
@@ -170,10 +184,11 @@ def _asked_for(relation: Relation, number: Leaf) -> bool:
     """`a + b + c = 7`, `f(2) = 7`, `|AB| = 7` state a number; `2x = 18` leaves the work to do."""
     if relation.sign != "=" or number.value is None or not number.value:
         return False
-    if (
-        not QUANTITY.fullmatch(relation.left)
-        and len(set(re.findall(r"(?<![\\A-Za-z])[A-Za-z]", relation.left))) < 2
-    ):
+    letters = set(re.findall(r"(?<![\\A-Za-z])[A-Za-z]", relation.left))
+    coefficients = re.search(
+        r"\d", re.sub(r"\^\{\d+\}|_\{?\d+\}?", "", relation.left)
+    )  # 3x - y = 2 is a line
+    if not QUANTITY.fullmatch(relation.left) and (len(letters) < 2 or coefficients):
         return False
     return same(number, read(relation.right)) if not re.search("[A-Za-z]", relation.right) else False
 
@@ -253,7 +268,7 @@ RULES: dict[type, Callable[[Any, Any], bool]] = {
     Leaf: _leaves,
     Text: lambda gold, found: gold.words == found.words,
     Seq: _sequences,
-    Bag: lambda gold, found: _unordered(gold.items, found.items),
+    Bag: _bags,
     Union: lambda gold, found: _unordered(gold.parts, found.parts),
     Named: lambda gold, found: gold.name == found.name and same(gold.value, found.value),
     Relation: _relations,

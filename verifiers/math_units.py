@@ -86,6 +86,9 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
             continue
         if re.fullmatch(r"(?:\"[^\"]*\"|[A-Za-z°./*\s]|\^\s*\{?-?\d+\}?)+", tail) and is_unit(tail):
             head = text[:at].strip()
+            glued = not text[at].isspace() and not text[at - 1].isspace() and tail[0] not in '"°'
+            if glued and not _only_known(tail):
+                continue  # \frac{1}{2}mgh
             if head and (head[-1].isalnum() or head[-1] in ")}]!%"):
                 return head, parse_unit(tail)
     return text, None
@@ -104,8 +107,17 @@ def is_unit(tail: str) -> bool:
     words = [word for word in re.findall("[A-Za-z]+", tail) if word != "per"]
     if not words or any(word in FUNCTIONS for word in words):
         return False
-    known = all(_known(word) or len(word) >= 3 or word.lower() in POWERS for word in words)
+    known = all(_known(word) or _looks_like_a_word(word) or word.lower() in POWERS for word in words)
     return known and (any(len(word) >= 2 for word in words) or "/" in tail)
+
+
+def _only_known(tail: str) -> bool:
+    return all(_known(word) for word in re.findall("[A-Za-z]+", tail) if word != "per")
+
+
+def _looks_like_a_word(word: str) -> bool:
+    """`apples`, and not the product `mgh`."""
+    return len(word) >= 3 and re.search("[aeiouyAEIOUY]", word) is not None
 
 
 def parse_unit(text: str) -> Unit:

@@ -180,6 +180,7 @@ RIGHT = [
     (r"\frac{1}{2}", r"P(A)=\frac12"), (r"\frac{1}{2}", r"\sin\theta=\frac12"), (r"50\%", '0.50'), ('18', r"\$18.00"),
     ('18', r"18\text{ dollars per day}"), ('2 hours', r"2\text{ h}"), ('7', '7.00'), (r"\frac{n}{n+1}", r"S_n=\frac{n}{n+1}"), ('y=x+1', 'x-y+1=0'),
     ('a=1', '1'), ('(1,2)', '(x_0,y_0)=(1,2)'),
+    ("x=1,y=2", "1,2"), ("2,1", "x_1=1, x_2=2"), ("5", "m+n=5"), ("y=2,x=1", "1,2"), ("5", "5 pens"), ("5", "5km"), ("5", "5 red balls"), ("5", "5 m/s"),
 ]  # fmt: skip
 WRONG = [
     # small and large numbers, nothing rounded
@@ -274,6 +275,8 @@ WRONG = [
     ('3', r"3 \text{ million dollars}"), ('7', r"\text{seven eleven}"), (r"2\pi", r"2 \pi r"), (r"\ln 2", r"\log 2"), ('e', '2.718281828459045'),
     ('5', r"5\text{ dozen or so}"), ('60', r"5\text{ dozen minus one}"), ('4', '2x=4'), ('4', 'x^2=4'), ('4', 'x+y=z=4=5'), ('0', 'x-y=0'),
     ('4', 'x+1=4'), ('4', '2a+2b=8'), ('4', 'a+b=2^2+1'), ('4', r"\log(x)=4"), ('4', r"\sqrt{x}=4"), ('4', 'n!=4'),
+    ("x=1,y=2", "2,1"), ("2,1", "x=1,y=2"), ("2", "3x-y=2"), ("{3,4}", "3 4"), ("3,4", "3 4 5"),
+    (r"\frac{1}{2}", r"\frac{1}{2}mgh"), ("5", "5abc"), ("5", "5 mgh"), ("0", r"\binom{3}{10}x+1"),
 ]  # fmt: skip
 
 
