@@ -178,6 +178,8 @@ def _log10(expr: Any) -> float:
         elif isinstance(expr, sympy.factorial):
             arg = 10.0 ** min(sizes[0], 300)
             size = arg * sizes[0] if expr.args[0].is_number else 1.0
+            if not expr.args[0].is_number and expr.args[0].has(sympy.factorial):
+                raise TooLarge  # ((x!)!)! at x = 7
         elif isinstance(expr, sympy.Mul):
             size = sum(sizes)
         elif isinstance(expr, sympy.Add):
