@@ -30,9 +30,11 @@ VERBS = {
 RECIPE_VERBS = ("train", "sft", "sample")
 
 MODULES = {
-    "eval": "verigrad.engine.eval",
     "algorithms": "verigrad.engine.list_algorithms",
-    "verify": "verigrad.engine.verify", "verifiers": "verigrad.engine.list_verifiers"}
+    "eval": "verigrad.engine.eval",
+    "verify": "verigrad.engine.verify",
+    "verifiers": "verigrad.engine.list_verifiers",
+}
 
 RECIPE_EXAMPLES = {
     "train": """examples:
@@ -127,6 +129,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
         sub.epilog = f"{sub.epilog or ''}\n{STATUSES}"
+    if named in RECIPE_VERBS:  # argparse takes no settings after a flag
+        argv = sorted(argv, key=lambda word: word.startswith("-"))
     return parser.parse_args(argv)
 
 

@@ -196,3 +196,12 @@ def test_a_closed_pipe_is_said(tmp_path):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "the reader of its output is gone" in done.stderr
+
+
+def test_flags_and_settings_come_in_any_order(tmp_path):
+    recipe = str(write_recipe(tmp_path))
+    words = ["train", recipe, "train.seed=3", "--dry-run", "--debug", "train.num_steps=7"]
+    for order in (words, [words[0], "--debug", *words[1:4], words[5]]):
+        args = cli.parse(order)
+        assert (args.verb, args.recipe, args.dry_run, args.debug) == ("train", recipe, True, True)
+        assert sorted(args.overrides) == ["train.num_steps=7", "train.seed=3"]
