@@ -3,7 +3,7 @@ PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 ROOMS := engine verifiers sandboxes kernels
 BIN := .venv/bin
 
-.PHONY: help setup quickstart test check pages clean
+.PHONY: help setup quickstart test check race pages clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ check: setup build/types  ## format, lint, types, layers
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/test_layers.py
+
+race: setup  ## the same work by TRL and by us, in turn: 25 minutes, on a machine that does nothing else
+	@$(BIN)/python benchmarks/against_trl.py --all
 
 pages: setup  ## write docs/settings.md and docs/tree.md anew from the source
 	@$(BIN)/python tools/make_settings_page.py
