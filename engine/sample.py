@@ -95,8 +95,8 @@ class SampleRun(Run):
         text = "".join(self._part(k).read_text() for k in range(1, num_chunks + 1))
         if not text:
             raise RunError(
-                f"nothing was kept: of all that was sampled, see {self.folder}/rollouts, the verifier accepted "
-                "no completion that can be learned from; start a new run with a better model, more "
+                f"nothing was kept: of all that was sampled, see {self.folder}/rollouts, the verifier "
+                "accepted no completion that can be learned from; start a new run with a better model, more "
                 "sample.num_samples, longer rollout.max_tokens or a lower sample.min_reward"
             )
         self._write(SAMPLES, text)
