@@ -40,6 +40,10 @@ def attach(model: Any, cfg: LoraConfig, *, seed: int) -> None:
         except ValueError as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"lora.targets = {list(cfg.targets)}: {reason}; name other layers") from error
+    given = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    for target in cfg.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in given):
+            raise ConfigError(f"lora.targets: no layer is called {target!r}; correct or remove it")
     head = model.get_output_embeddings()
     if isinstance(head, LoraLayer):
         raise ConfigError(
@@ -58,7 +62,11 @@ def load(model: Any, folder: Path) -> None:
         weights = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{folder.name} holds no adapter that can be read: {error}") from error
-    outcome = peft.set_peft_model_state_dict(model, weights, adapter_name=ADAPTER)
+    try:
+        outcome = peft.set_peft_model_state_dict(model, weights, adapter_name=ADAPTER)
+    except RuntimeError as error:  # another shape
+        reason = str(error).splitlines()[-1].strip()
+        raise ConfigError(f"the adapter in {folder.name} is of another model or rank: {reason}") from error
     if outcome.unexpected_keys:
         raise ConfigError(
             f"the adapter in {folder.name} is of another model: it has {outcome.unexpected_keys[0]}"
@@ -104,9 +112,9 @@ def is_adapter(folder: Path) -> bool:
 def base_of(folder: Path) -> str:
     """The model an adapter belongs on."""
     try:
-        base = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}") from error
+        base = dict(json.loads((folder / ADAPTER_CONFIG).read_text())).get("base_model_name_or_path")
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{folder / ADAPTER_CONFIG} is no adapter's config: {error}") from error
     if not base:
         raise ConfigError(
             f"{folder / ADAPTER_CONFIG} names no base_model_name_or_path; add the model's folder"
@@ -121,6 +129,12 @@ def merge_into(folder: Path, adapter: Path, base: Path, *, trust_remote_code: bo
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=torch.float32, trust_remote_code=trust_remote_code
     )
-    whole = peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    try:
+        whole = peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            f"the adapter in {adapter} does not go on {base}: {str(error).splitlines()[0]}; "
+            "check both folders"
+        ) from error
     whole.save_pretrained(folder)
     AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code).save_pretrained(folder)

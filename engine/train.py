@@ -85,6 +85,7 @@ def train_step(loop: Loop, run: Run, cfg: Config, step: int) -> Metrics:
     loop.scorer.require_decided(groups)
     metrics = dynamic_sampling.group_stats(groups, trained_on)
     metrics["staleness_mean"] = staleness(trained_on, now=loop.policy_version)
+    metrics |= {f"curriculum/{name}": value for name, value in loop.problems.metrics().items()}
     with run.timed("train"):
         loop.sampler.engine.release()
         metrics |= update(loop, scored, cfg, step)

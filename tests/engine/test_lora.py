@@ -72,7 +72,7 @@ def test_targets_choose_the_layers():
     assert {name.split(".self_attn.")[1].split(".")[0] for name in trained} == {"q_proj", "v_proj"}
 
 
-@pytest.mark.parametrize("targets", [["nothing"], ["lm_head"], ["embed_tokens"]])
+@pytest.mark.parametrize("targets", [["nothing"], ["lm_head"], ["embed_tokens"], ["q_proj", "nope"]])
 def test_targets_that_cannot_be_are_refused(targets):
     with pytest.raises(ConfigError, match=r"lora\.targets"):
         policy_of(settings(targets=targets))
@@ -133,6 +133,17 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ConfigError, match="no adapter that can be read"):
         policy_of(settings(), adapter=tmp_path)
+    with pytest.raises(ConfigError, match="does not go on"):
+        model_files.fetch(config(policy={"model": str(tmp_path)}))
+    policy_of(settings(rank=8)).save_model(tmp_path)
+    with pytest.raises(ConfigError, match="of another model or rank"):
+        policy_of(settings(rank=4), adapter=tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="does not go on"):
+        model_files.fetch(config(policy={"model": str(tmp_path)}))
+    (tmp_path / lora.ADAPTER_CONFIG).write_text("[1]")
+    with pytest.raises(ConfigError, match="is no adapter's config"):
+        model_files.fetch(config(policy={"model": str(tmp_path)}))
     (tmp_path / lora.ADAPTER_CONFIG).write_text(json.dumps({"r": 4}))
     with pytest.raises(ConfigError, match="base_model_name_or_path"):
         model_files.fetch(config(policy={"model": str(tmp_path)}))

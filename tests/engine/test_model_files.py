@@ -36,3 +36,22 @@ def test_a_hub_that_cannot_be_reached(fetch, monkeypatch):
         ConfigError, match=r"the hub cannot be reached \(ConnectionError\); give a local folder"
     ):
         fetch("org/model")
+
+
+@pytest.mark.parametrize("size", [100, 3000])
+def test_a_fingerprint_sees_a_change_anywhere_in_a_small_file_and_a_spread_one_in_a_large(
+    tmp_path, monkeypatch, size
+):
+    monkeypatch.setattr(model_files, "LOOK_BYTES", 8)
+    monkeypatch.setattr(model_files, "NUM_LOOKS", 16)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(bytes(size))
+    before = model_files.fingerprint(tmp_path)
+    assert model_files.fingerprint(tmp_path) == before
+    for change in (slice(size // 2, None), slice(0, size // 2), slice(size - 1, None)):
+        content = bytearray(size)
+        content[change] = b"x" * len(content[change])
+        path.write_bytes(content)
+        assert model_files.fingerprint(tmp_path) != before
+    path.write_bytes(bytes(size + 1))
+    assert model_files.fingerprint(tmp_path) != before
