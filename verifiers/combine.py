@@ -17,6 +17,7 @@ from verigrad.verifiers.options import flag, number, shown
 MAX_PARTS = 20
 PART_KEYS = ("verifier", "weight", "gate", "options")
 GROUP_ALLOWANCE = 16  # attempts of a group that the deadline of a joint call allows for
+ROUNDING = 1e-9  # of the sum, relative
 KNOWN = "known case of every part"  # both the canary's text and the mark in its row, which no data set has
 EXAMPLE = 'name = {verifier = "...", weight = 1.0, gate = false, options = {}}'
 
@@ -49,6 +50,7 @@ class Combine:
         self.parts = [_part(name, given) for name, given in parts.items()]
         if not any(part.weight for part in self.parts):
             raise ValueError("combine: no part has a weight above 0, so nothing would ever be paid")
+        self.most = math.fsum(part.weight for part in self.parts)  # less than this is never `right`
         if answer_from not in ("", *parts):
             raise ValueError(
                 f"combine: answer_from = {shown(answer_from)} is no part; parts: {', '.join(parts)}"
@@ -91,10 +93,12 @@ class Combine:
             reason = "; ".join(f"{part.name} is undecided: {short(verdict.reason)}" for part, verdict in lost)
             return Verdict(None, "error", rewards, reason[:500], extracted=answer.extracted)
         total = math.fsum(part.weight * rewards.get(part.name, 0.0) for part in self.parts)
-        if any(part.gate and rewards[part.name] < 1 for part in self.parts):
+        closed = any(part.gate and rewards[part.name] < 1 for part in self.parts)
+        if closed:
             total = min(0.0, total)  # a closed gate must not be a way around a penalty
         reason = "; ".join(_line(part, verdict) for part, verdict in judged)[:500]
-        if all(verdict.outcome == "right" for part, verdict in judged if part.counts):
+        all_right = all(verdict.outcome == "right" for part, verdict in judged if part.counts)
+        if all_right and not closed and total >= self.most * (1 - ROUNDING):
             return Verdict(total, "right", rewards, reason, extracted=answer.extracted)
         if total > 0:
             return Verdict(total, "partial", rewards, reason, extracted=answer.extracted)

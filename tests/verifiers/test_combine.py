@@ -2,6 +2,7 @@
 
 # ruff: noqa: E501 - a table is read by columns
 
+import itertools
 import json
 
 import pyarrow.parquet
@@ -26,6 +27,18 @@ def says(text: str, reward: float = 1.0, outcome: str = "", extracted: str = "")
     return Verdict(
         reward, outcome or ("right" if reward == 1 else "partial"), reason=text, extracted=extracted
     )
+
+
+@verifier("first", runs="inline")
+def first(text: str) -> Verdict:
+    """The first of two (reward, outcome) in the text."""
+    return Verdict(*json.loads(text)[0])
+
+
+@verifier("second", runs="inline")
+def second(text: str) -> Verdict:
+    """The second of two (reward, outcome) in the text."""
+    return Verdict(*json.loads(text)[1])
 
 
 @verifier("breaks", runs="inline", deadline_s=1.0)
@@ -138,6 +151,64 @@ def test_sums_and_gates(rewards, gates, weights, total, outcome):
     assert verdict.reward == pytest.approx(total)
     assert verdict.outcome == outcome
     assert list(verdict.parts.values()) == list(rewards), "every part is recorded as it was paid"
+
+
+@pytest.mark.parametrize(
+    ("rewards", "gates", "total", "outcome"),
+    [
+        ((0.5,), "a", 0.0, "wrong"),  # what closes its gate is not right, whatever it says
+        ((0.5,), "", 0.5, "partial"),
+        ((0.0,), "", 0.0, "wrong"),
+        ((1.0, 0.5), "b", 0.0, "wrong"),
+        ((1.0, 0.0), "", 1.0, "partial"),
+        ((0.5, 1.5), "", 2.0, "right"),
+        ((-1.0, 1.0), "a", 0.0, "wrong"),
+        ((-2.0, 1.0), "a", -1.0, "wrong"),
+    ],
+)
+def test_parts_that_all_say_right_are_right_only_for_the_whole_reward(rewards, gates, total, outcome):
+    parts = told(*rewards, **gated(gates))
+    for given in parts.values():
+        given["options"]["outcome"] = "right"
+    verdict = judge(parts)
+    assert (verdict.reward, verdict.outcome) == (total, outcome)
+
+
+SAYS = [
+    (None, "error"), (-1.0, "wrong"), (-1.0, "right"), (0.0, "wrong"), (0.0, "right"), (0.0, "unparseable"), (0.0, "timeout"),
+    (0.5, "partial"), (0.5, "right"), (1.0, "right"), (1.0, "partial"), (2.0, "right"), (2.0, "wrong"),
+]  # fmt: skip
+
+
+def test_the_outcome_fits_the_reward_for_every_pair_of_parts():
+    settings = list(itertools.product((0.0, 0.5, 1.0), (False, True)))  # weight, gate
+    for setting in itertools.product(settings, repeat=2):
+        weights, gates = zip(*setting, strict=True)
+        if not any(weights):
+            continue
+        names = ("first", "second")
+        both = Combine({n: part(n, weight=w, gate=g) for n, (w, g) in zip(names, setting, strict=True)})
+        for said in itertools.product(SAYS, repeat=2):
+            verdict = both.verify(Problem("p", "?"), Attempt(json.dumps(said)), 0, 0)
+            case = (setting, said, verdict)
+            counts = [bool(w or g) for w, g in setting]
+            if any(c and reward is None for c, (reward, _) in zip(counts, said, strict=True)):
+                assert (verdict.reward, verdict.outcome) == (None, "error"), case
+                continue
+            paid = [reward or 0.0 for reward, _ in said]
+            total = weights[0] * paid[0] + weights[1] * paid[1]
+            closed = any(g and reward < 1 for g, reward in zip(gates, paid, strict=True))
+            assert verdict.reward == (min(total, 0.0) if closed else total), case
+            if verdict.outcome == "right":
+                assert verdict.reward >= sum(weights) > 0, case
+                assert not closed, case
+                assert all(o == "right" for c, (_, o) in zip(counts, said, strict=True) if c), case
+            else:
+                assert (verdict.outcome == "partial") == (verdict.reward > 0), case
+                full = not closed and total >= sum(weights)
+                assert not full or any(o != "right" for c, (_, o) in zip(counts, said, strict=True) if c), (
+                    case
+                )
 
 
 @pytest.mark.parametrize(
