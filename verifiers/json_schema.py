@@ -8,6 +8,9 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Hashable, Iterator
+from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -135,7 +138,40 @@ def _validator(schema_text: str) -> Any:
         draft.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise ValueError(f"json_schema: not a schema at {error.json_path}: {short(error.message)}") from None
-    return draft(schema, registry=REGISTRY)
+    # Without $schema, or a reference to "#" would go back to the library's own class for that draft.
+    plain = {name: value for name, value in schema.items() if name != "$schema"}
+    ours = {"multipleOf": _multiple_of, "divisibleBy": _multiple_of, "uniqueItems": _unique_items}
+    ours = {name: check for name, check in ours.items() if name in draft.VALIDATORS}
+    return jsonschema.validators.extend(draft, ours)(plain, registry=REGISTRY)
+
+
+def _multiple_of(validator: Any, step: Any, value: Any, schema: Any) -> Iterator[Any]:
+    """multipleOf in the decimals that stand there: 19.99 is a multiple of 0.01, in binary it is not."""
+    import jsonschema
+
+    if validator.is_type(value, "number") and (_exact(value) / _exact(step)).denominator != 1:
+        yield jsonschema.ValidationError("is not a multiple")
+
+
+def _exact(number: float) -> Fraction:
+    return Fraction(Decimal(repr(number)))
+
+
+def _unique_items(validator: Any, unique: Any, value: Any, schema: Any) -> Iterator[Any]:
+    """uniqueItems in linear time; the library compares each object with every other one."""
+    import jsonschema
+
+    if unique and validator.is_type(value, "array") and len({_identity(item) for item in value}) < len(value):
+        yield jsonschema.ValidationError("has equal items")
+
+
+def _identity(value: Any) -> Hashable:
+    """Equal for values that JSON Schema calls equal: 1 and 1.0, fields in any order, but not 1 and true."""
+    if isinstance(value, dict):
+        return "object", frozenset((name, _identity(item)) for name, item in value.items())
+    if isinstance(value, list):
+        return "array", tuple(_identity(item) for item in value)
+    return ("boolean", value) if isinstance(value, bool) else value
 
 
 def _first_fault(validator: Any, value: Any) -> str:

@@ -124,6 +124,65 @@ def test_the_schema_may_be_text_or_an_option_and_names_its_draft():
 
 
 @pytest.mark.parametrize(
+    ("value", "step", "fits"),
+    [
+        ("19.99", 0.01, True), ("0.3", 0.1, True), ("1.1", 0.1, True), ("4.35", 0.05, True), ("-19.99", 0.01, True), ("0", 0.01, True), ("-0.0", 0.01, True),
+        ("7", 0.5, True), ("6.0", 3, True), ("1e308", 0.01, True), ("1e2", 10, True), ("3e-7", 1e-7, True), ("9" * 100, 3, True), ("1e300", 1e-300, True),
+        ("19.995", 0.01, False), ("0.35", 0.1, False), ("7.5", 2, False), ("7", 2, False), ("1e-300", 0.01, False), ("1", 0.3, False),
+        ("true", 2, True), ('"x"', 2, True),  # no numbers, of which the keyword says nothing
+    ],
+)  # fmt: skip
+def test_multiples_are_exact_in_decimals(value, step, fits):
+    assert judge(value, {"multipleOf": step}).reward == float(fits)
+    old = {"$schema": "http://json-schema.org/draft-03/schema#", "divisibleBy": step}
+    assert judge(value, old).reward == float(fits)
+
+
+@pytest.mark.parametrize(
+    ("value", "unique"),
+    [
+        ("[]", True), ("[1, 1.0]", False), ("[0, -0.0]", False), ("[1, true]", True), ("[0, false]", True), ("[[1], [true]]", True), ("[[1], [true], [1]]", False),
+        ('["1", 1]', True), ("[null, null]", False), ("[null, false, 0, \"\", [], {}]", True), ("[[], {}]", True), ('[{"a": 1, "b": 2}, {"b": 2.0, "a": 1}]', False),
+        ('[{"a": [1]}, {"a": [true]}]', True), ("[[1, 2], [2, 1]]", True), ('["a", "A"]', True), ('["a", "\\u0061"]', False), ('[["array", []], []]', True),
+        ('{"a": 1}', True),
+    ],
+)  # fmt: skip
+def test_items_are_unique_as_json_schema_compares_them(value, unique):
+    assert judge(value, {"uniqueItems": True}).reward == float(unique)
+    assert judge(value, {"uniqueItems": False}).reward == 1.0
+
+
+def test_a_draft_and_a_reference_keep_the_exact_keywords():
+    for draft in ("draft-04/schema#", "draft-07/schema#", "draft/2019-09/schema", "draft/2020-12/schema"):
+        price = {
+            "anyOf": [
+                {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
+                {"type": "number", "multipleOf": 0.01},
+            ]
+        }
+        uri = ("http" if "-0" in draft[:8] else "https") + "://json-schema.org/" + draft
+        assert judge("[[19.99]]", {"$schema": uri, **price, "type": ["array", "number"]}).reward == 1.0, draft
+        assert judge("[[19.995]]", {"$schema": uri, **price, "type": ["array", "number"]}).reward == 0.0, (
+            draft
+        )
+
+
+def test_many_objects_are_compared_in_linear_time():
+    many = "[" + ",".join(f'{{"a":{n}}}' for n in range(1700)) + "]"
+    started = time.perf_counter()
+    assert judge(many, {"uniqueItems": True}).reward == 1.0
+    assert judge(many[:-1] + ',{"a":0}]', {"uniqueItems": True}).reward == 0.0
+    assert (
+        judge(
+            "[" * 60 + many + "]" * 60,
+            {"$ref": "#/$defs/u", "$defs": {"u": {"uniqueItems": True, "items": {"$ref": "#/$defs/u"}}}},
+        ).reward
+        == 1.0
+    )
+    assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize(
     ("schema", "says"),
     [
         (None, "schema = None; expected an object"),
