@@ -36,12 +36,18 @@ def attempt(
 ) -> list[VerifiedGroup]:
     """Every problem's judged samples, in the problems' order.
 
-    The seeds do not depend on the step or the model: two evaluations differ by the weights alone.
+    Seeds follow from each problem's id, so two evaluations differ by the weights alone, and another order,
+    fewer problems or another name of the set change no sample of those they share.
     """
     num_samples, temperature = sampling_of(cfg, data)
     params = SamplingParams(temperature, cfg.rollout.max_tokens, tuple(cfg.rollout.stop))
-    seed = (cfg.train.seed, "eval", data)
-    arriving = sampler.sample(problems, params, group_size=num_samples, seed=seed)
+    arriving = sampler.sample(
+        problems,
+        params,
+        group_size=num_samples,
+        seed=(cfg.train.seed, "eval"),
+        names=[problem.id for problem in problems],
+    )
     if progress is not None:
         arriving = _told(arriving, len(problems), lambda share: progress(f"{data}: sampling", share))
     return scorer.wait(scorer.submit(arriving))
@@ -134,16 +140,20 @@ def avg_score(group: VerifiedGroup) -> float:
 
 def pass_score(group: VerifiedGroup, k: int) -> float:
     """Unbiased chance that k of one problem's decided samples hold a right one."""
-    rewards = group.correctness
-    return pass_at_k(len(rewards), sum(reward >= 1.0 for reward in rewards), k)
+    return pass_at_k(len(group.correctness), sum(is_right(verdict) for verdict in group.verdicts), k)
 
 
 def maj_scores(group: VerifiedGroup, ks: Sequence[int]) -> dict[int, float]:
-    """Expected reward of the majority of k decided samples, for each k there are enough of them for."""
+    """Chance that the majority of k decided samples is right, for each k there are enough of them for."""
     pairs = list(zip(group.rollouts, group.verdicts, strict=True))
-    voters = [(vote_of(rollout, verdict), verdict.reward) for rollout, verdict in pairs if verdict.decided]
+    voters = [(vote_of(rollout, verdict), is_right(verdict)) for rollout, verdict in pairs if verdict.decided]
     enough = [k for k in ks if k <= len(voters)]
-    return maj_at_ks([vote for vote, _ in voters], [reward or 0.0 for _, reward in voters], enough)
+    return maj_at_ks([vote for vote, _ in voters], [float(right) for _, right in voters], enough)
+
+
+def is_right(verdict: Verdict) -> bool:
+    """Whether the verifier calls it right; a reward alone does not say so, weights and penalties move it."""
+    return verdict.outcome == "right"
 
 
 def vote_of(rollout: Rollout, verdict: Verdict) -> tuple[str, str] | None:
@@ -152,7 +162,7 @@ def vote_of(rollout: Rollout, verdict: Verdict) -> tuple[str, str] | None:
     All right attempts vote together: the verifier has called them equal. The others vote by the answer as the
     verifier read it, else by their final text, thinking aside. What could not be parsed casts no vote.
     """
-    if verdict.reward is not None and verdict.reward >= 1.0:
+    if is_right(verdict):
         return ("right", "")
     if verdict.outcome == "unparseable":
         return None

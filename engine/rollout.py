@@ -103,16 +103,18 @@ class Sampler:
         *,
         group_size: int,
         seed: tuple[object, ...],
+        names: Sequence[str] | None = None,
     ) -> Iterator[tuple[int, RolloutGroup]]:
         """Yield (position in `problems`, group) as groups finish.
 
-        Each sample's seed is a hash of `seed`, its problem's position and its own index, so it does not
-        depend on when or with what else it was sampled.
+        Each sample's seed is a hash of `seed`, its problem's position (or its name in `names` [P]) and its
+        own index, so it does not depend on when or with what else it was sampled.
         """
+        keys: Sequence[object] = range(len(problems)) if names is None else names
         prompts = [self.codec.token_ids(problem) for problem in problems]
         requests = [
-            TokenRequest(prompt, derive_seed(*seed, position, index))
-            for position, prompt in enumerate(prompts)
+            TokenRequest(prompt, derive_seed(*seed, key, index))
+            for key, prompt in zip(keys, prompts, strict=True)
             for index in range(group_size)
         ]
         waiting: dict[int, dict[int, Rollout]] = {position: {} for position in range(len(problems))}

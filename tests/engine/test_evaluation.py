@@ -146,6 +146,32 @@ def test_wrong_attempts_vote_by_what_was_read_then_by_text_and_nothing_casts_no_
     assert vote_of(*read(2.0, "", "")) is not None
 
 
+def test_a_wrong_answer_that_is_paid_for_its_format_is_not_right():
+    samples = [read(1.0, "3", outcome="partial")] * 3 + [read(2.0, "5", outcome="right")] * 2
+    samples.append(read(0.5, "5", outcome="right"))  # right, less a penalty
+    samples.append((samples[0][0], Verdict.undecided("broken")))
+    paid = VerifiedGroup(Problem("p", "q"), [r for r, _ in samples], [v for _, v in samples])
+    made = row(paid, ks=[1, 3, 4, 6])
+    assert made["avg"] == pytest.approx(7.5 / 6)  # the mean reward is what was paid
+    # 3 of 6 are right: 1 of the 20 threes holds none, and votes are even by symmetry.
+    assert made["pass_at"] == pytest.approx({"1": 0.5, "3": 0.95, "4": 1.0, "6": 1.0})
+    assert made["maj_at"] == pytest.approx({"1": 0.5, "3": 0.5, "4": 0.5, "6": 0.5})
+
+
+def test_a_problem_keeps_its_seeds_in_another_order_subset_or_set():
+    cfg = config(verifier={"name": "exact_match"}, eval={"num_samples": 3, "temperature": 1.0})
+    problems = [Problem(str(i), "digit?", str(i)) for i in range(8)]
+
+    def seeds(data, some):
+        with open_scorers(cfg) as (scorer, _judges):
+            made = evaluate(data, some, Sampler(Echo(), Digits()), scorer, cfg=cfg, step=0)
+        return {g.problem.id: [r.seed for r in g.rollouts] for g in made.groups}
+
+    whole, some = seeds("d", problems), seeds("e", problems[5:1:-1])
+    assert some == {name: whole[name] for name in ("5", "4", "3", "2")}
+    assert len({seed for each in whole.values() for seed in each}) == 24
+
+
 def test_pass_and_majority_have_intervals_over_problems():
     made = row(group([1.0, 0.0]), group([1.0, 0.0]), group([1.0, 1.0]), group([0.0, 0.0]), ks=[1, 2])
     half = 1.959963984540054 * math.sqrt(1 / 6) / 2  # pass@1 of the problems: 1/2, 1/2, 1 and 0
