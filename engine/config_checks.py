@@ -8,6 +8,8 @@ from verigrad.engine.catalogue import ADVANTAGES, ROWS
 from verigrad.engine.settings import Config, Section
 
 DATA_FILES = (".jsonl", ".parquet", ".csv")
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 2.0
+"""What vLLM takes: it raises less, so that the trainer's ratios would be off, and refuses more."""
 
 
 def contradictions(c: Config) -> Iterator[str]:
@@ -19,6 +21,7 @@ def contradictions(c: Config) -> Iterator[str]:
     yield from _group_contradictions(c)
     yield from _size_contradictions(c)
     yield from algorithm_settings.contradictions(c)
+    yield from sampling(c)
     yield from _eval_contradictions(c)
     yield from _sampling_without_effect(c)
     yield from _files_without_effect(c)
@@ -50,8 +53,6 @@ def _group_contradictions(c: Config) -> Iterator[str]:
             "distribution cannot be reproduced by the trainer and biases every ratio; "
             "train with top_p = 1 and top_k = 0"
         )
-    if "" in rollout.stop:
-        yield "rollout.stop holds an empty string, which every completion contains; remove it"
 
 
 def _size_contradictions(c: Config) -> Iterator[str]:
@@ -77,6 +78,24 @@ def _size_contradictions(c: Config) -> Iterator[str]:
             f"optim.warmup_steps = {c.optim.warmup_steps} leaves no step for optim.schedule = "
             f"{c.optim.schedule!r} within train.num_steps = {c.train.num_steps}; lower it"
         )
+
+
+def sampling(c: Config) -> Iterator[str]:
+    """What cannot be of how completions are sampled, whatever for."""
+    if "" in c.rollout.stop:
+        yield "rollout.stop holds an empty string, which every completion contains; remove it"
+    if c.prompts.system and c.prompts.chat == "never":
+        yield "prompts.system has no effect with prompts.chat = 'never'; remove it"
+    temperatures = {"rollout.temperature": c.rollout.temperature, "eval.temperature": c.eval.temperature}
+    for name, one in c.data.evals.items():
+        temperatures[f"data.evals.{name}.temperature"] = one.temperature or 0.0
+    for where, value in temperatures.items():
+        if value and not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
+            greedy = "" if where == "rollout.temperature" else " or 0 (greedy)"
+            yield (
+                f"{where} = {value:g}: the samplers take {LEAST_TEMPERATURE} to {MOST_TEMPERATURE}{greedy}; "
+                "change it"
+            )
 
 
 def _eval_contradictions(c: Config) -> Iterator[str]:
@@ -127,8 +146,6 @@ def _sampling_without_effect(c: Config) -> Iterator[str]:
             yield f"rollout.{name} has no effect with {why}; remove it"
     if not _dynamic(c) and "oversample" in _chosen(c.dynamic_sampling):
         yield "dynamic_sampling.oversample has no effect with dynamic_sampling.enabled = false; remove it"
-    if c.prompts.system and c.prompts.chat == "never":
-        yield "prompts.system has no effect with prompts.chat = 'never'; remove it"
 
 
 def _files_without_effect(c: Config) -> Iterator[str]:

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -296,7 +297,7 @@ def scan(
 ) -> Table:
     """Check every row once, keeping only digests."""
     good, prompts, contents, num_skipped, first_bad = [], [], [], 0, ""
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     repeats: dict[int, str] = {}
     for index in range(len(rows)):
         try:
@@ -310,9 +311,11 @@ def scan(
             num_skipped += 1
             first_bad = first_bad or report
             continue
-        seen[problem.id] = count = seen.get(problem.id, 0) + 1
-        if count > 1:
-            repeats[index] = f"{problem.id}#{count}"
+        name = problem.id
+        while name in seen:  # a row may itself be called what a repeat was
+            seen[problem.id] += 1
+            name = repeats[index] = f"{problem.id}#{seen[problem.id]}"
+        seen[name] = 1
         good.append(index)
         prompts.append(digest(normalised(problem.prompt)))
         contents.append(digest_of(problem, repeats.get(index, problem.id)))

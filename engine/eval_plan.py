@@ -2,7 +2,9 @@
 
 import argparse
 import copy
+import dataclasses
 import difflib
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +15,16 @@ from pydantic import ValidationError
 
 from verigrad.engine import checkpoint, config, makers
 from verigrad.engine.config import Config, ConfigError
-from verigrad.engine.config_checks import DATA_FILES, sampling_of_evals
+from verigrad.engine.config_checks import (
+    DATA_FILES,
+    LEAST_TEMPERATURE,
+    MOST_TEMPERATURE,
+    sampling,
+    sampling_of_evals,
+)
 from verigrad.engine.config_verbs import verb_of
 from verigrad.engine.rows import short_name
-from verigrad.engine.settings import EvalConfig, PromptsConfig, VerifierConfig
+from verigrad.engine.settings import EvalConfig, EvalSet, PromptsConfig, VerifierConfig
 from verigrad.engine.verify import parse_option
 
 OVERRIDE = re.compile(r"\w+\.[^/=]+=")
@@ -33,6 +41,9 @@ READ: Mapping[str, frozenset[str]] = {
 }  # fmt: skip
 """Section -> the settings of a recipe that an evaluation reads."""
 
+OF_ANSWERS = ("num_samples", "temperature", "verifier", "verifier_options")
+"""Settings of a [data.evals.NAME] that leave its problems as they are."""
+
 OF_DATA = ("columns", "split", "options")
 """Settings of [data] that, given on the command line, are for the sets of --data."""
 
@@ -45,6 +56,7 @@ class Subject:
     model: str  # a folder, hub id or maker
     recipe: Mapping[str, Any] | None = None  # of the run it comes from
     step: int = 0  # of its checkpoint
+    run: Path | None = None  # its folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,7 @@ class Planned:
 
     subject: Subject
     cfg: Config
+    asked_of: Subject | None = None  # whose held-out problems these must be: a run's, where it has any
 
 
 def plan(args: argparse.Namespace) -> list[Planned]:
@@ -74,19 +87,26 @@ def plan(args: argparse.Namespace) -> list[Planned]:
         shared = config.read_tree(config.find_recipe(args.recipe))
     else:
         shared = next((subject.recipe for subject in subjects if subject.recipe), None)
-    return [Planned(one, settings_of(one, shared, args, overrides)) for one in subjects]
+    planned = []
+    for one in subjects:
+        asked_of = one if one.recipe else next((other for other in subjects if other.recipe), None)
+        if args.data or (args.recipe and not one.recipe):
+            asked_of = None
+        planned.append(Planned(one, settings_of(one, shared, args, overrides), asked_of))
+    return planned
 
 
 def check_words(args: argparse.Namespace) -> None:
     """Options that contradict each other, and numbers that cannot be."""
     if args.greedy and (args.temperature or (args.n or 1) > 1):
         raise ConfigError("--greedy is one sample at temperature 0; remove it, or --n and --temperature")
+    least, most = LEAST_TEMPERATURE, MOST_TEMPERATURE
     for name in ("n", "num", "max_tokens"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least 1")
-    if args.temperature is not None and not 0 <= args.temperature < float("inf"):
-        raise ConfigError(f"--temperature {args.temperature}: expected a number of at least 0")
+    if args.temperature is not None and not (args.temperature == 0 or least <= args.temperature <= most):
+        raise ConfigError(f"--temperature {args.temperature:g}: expected 0 (greedy) or {least} to {most}")
     for path in args.data:
         if Path(path).suffix.lower() in DATA_FILES and not Path(path).expanduser().is_file():
             raise ConfigError(f"--data {path}: no such file (looked from {Path.cwd()}); correct the path")
@@ -129,7 +149,7 @@ def of_run(run: Path, step: int | None) -> Subject:
     """A checkpoint of a run, with the run's recipe."""
     step, folder = model_of(run, step)
     recipe = config.read_tree(run / "config.toml")
-    return Subject(f"{run.name} step {step}", str(folder), recipe, step)
+    return Subject(f"{run.name} step {step}", str(folder), recipe, step, run)
 
 
 def model_of(run: Path, step: int | None) -> tuple[int, Path]:
@@ -151,9 +171,12 @@ def unique(subjects: Sequence[Subject]) -> list[Subject]:
     """The same models under labels that differ."""
     named: list[Subject] = []
     for one in subjects:
-        count = sum(one.label == other.label for other in subjects[: len(named)])
-        label = f"{one.label} #{count + 1}" if count else one.label
-        named.append(Subject(label, one.model, one.recipe, one.step))
+        label, taken = one.label, {other.label for other in named}
+        for number in itertools.count(2):
+            if label not in taken:
+                break
+            label = f"{one.label} #{number}"
+        named.append(dataclasses.replace(one, label=label))
     return named
 
 
@@ -176,7 +199,9 @@ def settings_of(
     put_verifier(tree, args)
     put_sampling(tree, args)
     for override in overrides:
-        check_override(override, args, own_data=subject.recipe is not None and not args.recipe)
+        check_override(override, args)
+        if subject.recipe and not args.recipe and not args.data:
+            check_split(override, subject.recipe)
         config.apply_override(tree, override)
     if args.data:
         given = {key: tree["data"].pop(key) for key in OF_DATA if key in tree["data"]}
@@ -186,7 +211,7 @@ def settings_of(
     if not (cfg.data.evals or cfg.data.eval_path or (cfg.data.path and cfg.data.num_eval)):
         what = "" if Path(subject.model).exists() else "no folder here, so a model by its name; "
         raise ConfigError(f"{subject.label}: {what}nothing to evaluate on; give --data (and --verifier)")
-    if problems := list(sampling_of_evals(cfg)):
+    if problems := [*sampling(cfg), *sampling_of_evals(cfg)]:
         raise ConfigError("; ".join(problems))
     return cfg
 
@@ -260,7 +285,7 @@ def put_sampling(tree: dict[str, Any], args: argparse.Namespace) -> None:
         tree.setdefault("rollout", {})["max_tokens"] = args.max_tokens
 
 
-def check_override(override: str, args: argparse.Namespace, *, own_data: bool) -> None:
+def check_override(override: str, args: argparse.Namespace) -> None:
     """Refuse a setting that an evaluation does not read."""
     section, _, key = override.partition("=")[0].strip().partition(".")
     key = key.partition(".")[0]
@@ -271,11 +296,27 @@ def check_override(override: str, args: argparse.Namespace, *, own_data: bool) -
         raise ConfigError(f"{name} has no effect on an evaluation; remove it")
     if args.data and section == "data" and key not in (*OF_DATA, "evals", "on_bad_row"):
         raise ConfigError(f"{name} has no effect with --data; remove one of the two")
-    if name == "train.seed" and own_data and not args.data:
-        raise ConfigError(
-            "train.seed decides which problems a run held out: with another one it would be asked what it "
-            "was trained on; use --seed to sample anew"
-        )
+
+
+def check_split(override: str, recipe: Mapping[str, Any]) -> None:
+    """Refuse a setting that would ask a run other problems than those it held out."""
+    name = override.partition("=")[0].strip()
+    section, key, *rest = name.split(".")
+    answers = len(rest) == 2 and (rest[1] in OF_ANSWERS or rest[1] not in EvalSet.model_fields)
+    if name == "train.seed":
+        remedy = "use --seed to sample anew"
+    elif name == "data.num_eval":
+        remedy = "use --num for fewer of them"
+    elif name == "rollout.max_prompt_tokens" and recipe.get("data", {}).get("on_bad_row") == "skip":
+        remedy = "remove it (the run's recipe skips longer prompts)"
+    elif section != "data" or answers or f"data.{key}" not in config.settings():
+        return
+    else:
+        remedy = "remove it, or use --data for problems of your own"
+    raise ConfigError(
+        f"{name} decides which problems a run held out: with another value it could be asked what it was "
+        f"trained on; {remedy}"
+    )
 
 
 def validated(tree: Mapping[str, Any], name: str) -> Config:

@@ -1,6 +1,7 @@
 """Planned evaluations to results: each model sampled and judged in turn, then compared problem by problem."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import tomli_w
 import torch
 from rich.console import Console
 
-from verigrad.engine import data, eval_plan, eval_report, model_files, rollout_file
+from verigrad.engine import data, eval_plan, eval_report, eval_split, model_files, rollout_file
 from verigrad.engine.checkpoint import name_of
 from verigrad.engine.config import Config, ConfigError, DataConfig
 from verigrad.engine.eval_plan import Planned, Subject
@@ -56,7 +57,7 @@ def run(planned: Sequence[Planned], *, seed: int | None, output: str | None, as_
 
     Everything that can be wrong with any of the models or its data is found before the first is sampled.
     """
-    folder = None if output is None else Folder(Path(output), several=len(planned) > 1)
+    folder = None if output is None else Folder(Path(output), [one.subject.label for one in planned])
     with stdout_for_the_report() as report:
         with Screen(Console(stderr=True, highlight=False)) as screen:
             ready = [prepare(one, screen) for one in planned]
@@ -92,6 +93,7 @@ def prepare(planned: Planned, screen: Screen) -> Prepared:
         if one.num_skipped:
             screen.say(f"{name}: {one.num_skipped} malformed rows skipped, the first: {one.first_skipped}")
     sets = {name: one.problems for name, one in held_out.items()}
+    eval_split.require_held_out(planned, sets)
     require_column(cfg.eval.by, sets)
     return Prepared(subject, cfg, model, prompter, sets)
 
@@ -216,8 +218,9 @@ def compared(results: Sequence[Result]) -> Iterator[Comparison]:
 class Folder:
     """Where -o writes: eval.jsonl, and for each model its settings and rollouts."""
 
-    def __init__(self, path: Path, *, several: bool) -> None:
-        self.path, self.several = path.expanduser(), several
+    def __init__(self, path: Path, labels: Sequence[str]) -> None:
+        self.path = path.expanduser()
+        self.folders = dict(zip(labels, folder_names(labels), strict=True)) if len(labels) > 1 else {}
         if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
             raise ConfigError(f"-o {path}: is there already, and not empty; name a new folder")
 
@@ -230,7 +233,7 @@ class Folder:
 
     def of(self, label: str) -> Path:
         """One model's part: the folder itself if there is only one."""
-        return self.path / re.sub(r"[^\w.-]+", "_", label) if self.several else self.path
+        return self.path / self.folders.get(label, ".")
 
     def write_rollouts(self, subject: Subject, name: str, groups: Sequence[VerifiedGroup]) -> None:
         """Every rollout, in the columns of a run's."""
@@ -249,6 +252,21 @@ class Folder:
         if comparisons:
             rows = [eval_report.comparison_json(one) for one in comparisons]
             (self.path / "comparisons.json").write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
+
+
+def folder_names(labels: Sequence[str]) -> list[str]:
+    """A name for each label's folder, no two alike even where case does not count."""
+    names: list[str] = []
+    taken = {"eval.jsonl", "comparisons.json"}
+    for label in labels:
+        name = plain = re.sub(r"[^\w.-]+", "_", label).lstrip(".") or "model"
+        for number in itertools.count(2):
+            if name.casefold() not in taken:
+                break
+            name = f"{plain}_{number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
 
 
 @contextlib.contextmanager

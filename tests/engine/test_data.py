@@ -124,6 +124,9 @@ def test_ids_are_given_or_made_from_content_and_always_differ(here):
     ids = [p.id for p in read("a.jsonl").train]
     assert len(set(ids)) == 5
     assert ids[3:] == ["7", "7#2"]
+    called = [{"id": name, **rows[0]} for name in ("a#2", "a", "a", "a#2", "a")]
+    write(here / "c.jsonl", called)  # a name that a repeat would have got
+    assert [p.id for p in read("c.jsonl").train] == ["a#2", "a", "a#3", "a#2#2", "a#4"]
     write(here / "b.jsonl", rows[2:])
     assert read("b.jsonl").train[0].id == ids[2]  # wherever the row stands
 

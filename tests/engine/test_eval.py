@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.tiny import Forked, model_folder, run_cli, write_recipe
+from verigrad.engine.eval_run import folder_names
 from verigrad.verifiers import registry
 
 SETS = """
@@ -97,6 +98,77 @@ def test_another_seed_draws_other_samples_of_the_same_problems(home):
     assert (
         first["completion_tokens_mean"] != second["completion_tokens_mean"] or first["avg"] != second["avg"]
     )
+
+
+def rewards_of(path):
+    """What was said and paid of each problem's samples, by its id."""
+    found = {}
+    for row in pq.read_table(path).to_pylist():
+        found.setdefault(row["problem_id"], []).append((row["seed"], row["text"], row["reward"]))
+    return found
+
+
+def test_a_subset_in_another_order_gets_the_same_samples(home):
+    (home / "some.jsonl").write_text("".join(reversed((home / "products.jsonl").open().readlines()[:3])))
+    for data in ("products", "some"):
+        words = ["run", "--data", f"{data}.jsonl", "--n", "4", "-o", f"of_{data}"]
+        evaluated(home, *words)
+    whole, some = (rewards_of(home / f"of_{d}/evals/step_000002_{d}.parquet") for d in ("products", "some"))
+    assert len(some) == 3
+    assert some == {name: whole[name] for name in some}
+
+
+def test_fewer_of_a_run_s_problems_are_asked_as_all_are(home):
+    evaluated(home, "run", "--num", "3", "-o", "fewer")
+    fewer = rewards_of(home / "fewer/evals/step_000002_held_out.parquet")
+    all_of_them = rewards_of(home / "run/evals/step_000002_held_out.parquet")
+    assert len(fewer) == 3
+    assert fewer == {name: all_of_them[name] for name in fewer}
+
+
+def refused(folder, *words):
+    status, text = Forked("eval", *words, folder=folder).wait()
+    assert status == 2, text
+    (line,) = [one for one in text.splitlines() if one.startswith("verigrad:")]
+    return line
+
+
+@pytest.fixture
+def copy(home, tmp_path):
+    """The run and its data, to be changed."""
+    shutil.copytree(home, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_a_run_whose_split_moved_is_not_asked_what_it_was_trained_on(copy):
+    recipe = (copy / "tiny.toml").read_text()
+    (copy / "other.toml").write_text(recipe.replace("num_eval = 6", "num_eval = 7"))
+    says = "run step 2: 1 of 7 problems of held_out are not among the 6 that run held out (one is '"
+    assert says in refused(copy, "run", "--recipe", "other.toml")
+    assert "of held_out are not among the 6" in refused(copy, "run", "--recipe", "tiny.toml", "train.seed=5")
+    table = copy / "sums.jsonl"
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(lines).replace("+", " plus "))  # the data behind the run was rewritten
+    assert "6 of 6 problems of held_out are not among the 6" in refused(copy, "run")
+    assert "6 of 6 problems of held_out are not among the 6" in refused(copy, model_folder(), "run")
+    table.write_text("".join(lines))
+    products = copy / "products.jsonl"
+    products.write_text("".join(products.open().readlines()[1:]))
+    assert "1 of the 4 problems of products that run held out are missing" in refused(copy, "run")
+
+
+def test_a_run_without_records_is_not_asked_what_it_sampled(copy):
+    shutil.rmtree(copy / "run" / "evals")
+    assert len(evaluated(copy, "run")["evaluations"]) == 2
+    recipe = (copy / "tiny.toml").read_text()
+    (copy / "other.toml").write_text(recipe.replace("num_eval = 6", "num_eval = 30"))
+    line = refused(copy, "run", "--recipe", "other.toml")
+    assert re.search(r"run was trained on \d+ of 30 problems of held_out \(one is '\w+', in step_0", line)
+
+
+def test_models_whose_names_are_alike_have_folders_of_their_own():
+    made = folder_names(["m 1", "m_1", "M_1", "eval.jsonl", "..", "a/b #2"])
+    assert made == ["m_1", "m_1_2", "M_1_3", "eval.jsonl_2", "model", "a_b_2"]
 
 
 def test_what_is_written_can_be_read_back(home):

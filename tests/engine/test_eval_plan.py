@@ -8,7 +8,7 @@ import pytest
 from tests.tiny import write_recipe
 from verigrad.engine import checkpoint, cli, config
 from verigrad.engine.config import ConfigError
-from verigrad.engine.eval_plan import model_of, plan, used_tree
+from verigrad.engine.eval_plan import Subject, model_of, plan, unique, used_tree
 
 SETS = """
 [data.evals.hard]
@@ -136,6 +136,40 @@ def test_greedy_is_one_sample_at_temperature_zero(here):
     assert (cfg.eval.num_samples, cfg.eval.temperature) == (1, 0.0)
 
 
+def test_a_set_of_a_run_may_be_answered_otherwise(here):
+    run = here / "run" / "config.toml"
+    run.write_text(run.read_text() + SETS)
+    words = [f"data.evals.hard.{one}" for one in ("num_samples=8", "temperature=0.5", "verifier=math_answer")]
+    hard = settings("run", *words).data.evals["hard"]
+    assert (hard.num_samples, hard.temperature, hard.verifier) == (8, 0.5, "math_answer")
+    with pytest.raises(ConfigError, match=r"data\.evals\.hard\.num decides which problems"):
+        settings("run", "data.evals.hard.num=30")
+
+
+def test_longer_prompts_are_other_problems_only_where_they_are_skipped(here):
+    assert settings("run", "rollout.max_prompt_tokens=400").rollout.max_prompt_tokens == 400
+    run = here / "run" / "config.toml"
+    run.write_text(run.read_text().replace('on_bad_row = "stop"', 'on_bad_row = "skip"'))
+    with pytest.raises(ConfigError, match="max_prompt_tokens decides which problems a run held out"):
+        settings("run", "rollout.max_prompt_tokens=400")
+
+
+def test_whose_held_out_problems_are_asked(here):
+    (here / "other.toml").write_text((here / "tiny.toml").read_text())
+
+    def asked(*words):
+        return [one.asked_of and one.asked_of.label for one in planned(*words)]
+
+    assert asked("model", "run") == ["run step 5", "run step 5"]
+    assert asked("model", "run", "--recipe", "other.toml") == [None, "run step 5"]
+    assert asked("model", "run", "--data", "sums.jsonl") == [None, None]
+
+
+def test_labels_differ_even_from_made_ones():
+    made = unique([Subject(label, "x") for label in ("m", "m #2", "m", "m")])
+    assert [one.label for one in made] == ["m", "m #2", "m #3", "m #4"]
+
+
 def test_one_model_twice_has_two_labels(here):
     assert [one.subject.label for one in planned("run", "run", "model")] == [
         "run step 5", "run step 5 #2", "model",
@@ -167,14 +201,28 @@ def test_what_was_used_is_written_without_what_was_not(here):
         ("run --n 0", "--n 0: expected at least 1"),
         ("run --num -1", "--num -1: expected at least 1"),
         ("run --n 4 --temperature 0", "has no effect at eval.temperature = 0: greedy samples"),
-        ("run --temperature nan", "expected a number of at least 0"),
-        ("run --temperature -1", "expected a number of at least 0"),
+        ("run --temperature nan", "--temperature nan: expected 0 .greedy. or 0.01 to 2.0"),
+        ("run --temperature -1", "--temperature -1: expected 0 .greedy. or 0.01 to 2.0"),
+        ("run --temperature 1e9", r"--temperature 1e\+09: expected 0 .greedy. or 0.01 to 2.0"),
+        (
+            "run eval.temperature=50",
+            "eval.temperature = 50: the samplers take 0.01 to 2.0 or 0 .greedy.; change",
+        ),
+        ("run rollout.stop=['']", "rollout.stop holds an empty string"),
+        ("run prompts.system=hi prompts.chat=never", "prompts.system has no effect with prompts.chat"),
         ("run --greedy --n 2", "--greedy is one sample"),
         ("run --option casefold", "--option casefold: expected key=value"),
         ("run --recipe nope", "no recipe 'nope'"),
         ("run optim.lr=1", "optim.lr has no effect on an evaluation"),
         ("run rollout.top_p=0.5", "rollout.top_p has no effect on an evaluation"),
-        ("run train.seed=4", "decides which problems a run held out"),
+        ("run train.seed=4", "train.seed decides which problems a run held out.*use --seed"),
+        ("run data.num_eval=30", "data.num_eval decides which problems a run held out.*use --num"),
+        ("run data.path=sums.jsonl", "data.path decides which problems a run held out"),
+        ("run data.columns.prompt=answer", "data.columns.prompt decides which problems"),
+        ("run data.on_bad_row=skip", "data.on_bad_row decides which problems"),
+        ("run data.evals.train.path=sums.jsonl", "data.evals.train.path decides which problems"),
+        ("model run data.evals={train={path='sums.jsonl'}}", "data.evals decides which problems"),
+        ("run data.colums.prompt=x", "data.colums is not a setting; did you mean data.columns"),
         ("run policy.model=x", "name the model itself"),
         ("run eval.evry=1", "run step 5: eval.evry is not a setting"),
         ("run data.path=x.jsonl --data sums.jsonl", "data.path has no effect with --data"),
