@@ -40,6 +40,7 @@ def unknown(a: AlgorithmConfig) -> Iterator[str]:
 def contradictions(c: Config) -> Iterator[str]:
     """One sentence each; the names are known to be right."""
     yield from _part_settings(c)
+    yield from _one_advantage(c.algorithm)
     yield from _groups(c)
     yield from _bounds(c.algorithm)
     yield from _corrections(c.algorithm)
@@ -62,8 +63,13 @@ def _part_settings(c: Config) -> Iterator[str]:
             )
     if a.part_weights and not ADVANTAGES[advantage].parts:
         yield f"algorithm.part_weights has no effect with advantage {advantage!r}; remove it, or take gdpo"
-    always_one = a.old_logprobs == "trainer" and c.train.num_minibatches == 1 and loss != "prime"
-    if always_one:
+    exact = a.old_logprobs == "trainer" and c.train.num_minibatches == 1
+    if exact and a.off_policy_delta is not None:
+        yield (
+            "algorithm.off_policy_delta has no effect with train.num_minibatches = 1: with one optimizer "
+            "step per batch no policy moves away from its rollouts; remove it or raise train.num_minibatches"
+        )
+    if exact and loss != "prime":  # its ratio is taken against the sampler
         defaults = resolved_numbers(a.name, advantage, loss)
         for name in chosen:
             if name in LOSSES[loss].settings and getattr(a, name) != defaults[name]:
@@ -71,6 +77,24 @@ def _part_settings(c: Config) -> Iterator[str]:
                     f"algorithm.{name} has no effect with train.num_minibatches = 1: with one optimizer step "
                     "per batch every ratio is exactly 1; remove it or raise train.num_minibatches"
                 )
+
+
+def _one_advantage(a: AlgorithmConfig) -> Iterator[str]:
+    """A loss of whole rollouts spreads each token's advantage over all of them."""
+    advantage, loss, _ = row_of(a)
+    if not LOSSES[loss].one_advantage:
+        return
+    gamma = resolved_numbers(a.name, advantage, loss).get("gamma", 1.0) if a.gamma is None else a.gamma
+    reasons = {
+        f"advantage {advantage!r}": bool(ADVANTAGES[advantage].per_token),
+        "algorithm.kl_place = 'reward'": a.kl_place == "reward" and a.kl_coef > 0,
+        f"algorithm.gamma = {gamma}": gamma < 1,
+    }
+    if given := [reason for reason, holds in reasons.items() if holds]:
+        yield (
+            f"loss {loss!r} needs one advantage per rollout, and {' and '.join(given)} may give each token "
+            "its own; set algorithm.loss = 'gspo_token' or another loss by tokens, or remove the former"
+        )
 
 
 def _groups(c: Config) -> Iterator[str]:
@@ -120,8 +144,9 @@ def _corrections(a: AlgorithmConfig) -> Iterator[str]:
     asked = {name for name in ("correction_low", "correction_high") if getattr(a, name) is not None}
     asked |= {"correction_norm"} if a.correction_norm else set()
     if uncorrected := _uncorrected(a):
-        if a.correction != "none" and (asked or "correction" in a.model_fields_set):
-            yield f"algorithm.correction has no effect with {uncorrected}; remove one of the two"
+        chosen = "correction" in a.model_fields_set and a.correction != "none"
+        for name in sorted(asked | ({"correction"} if chosen else set())):
+            yield f"algorithm.{name} has no effect with {uncorrected}; remove one of the two"
         return
     for name, default in (("correction_low", low), ("correction_high", high)):
         if default is None and name in asked:

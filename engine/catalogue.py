@@ -35,6 +35,7 @@ class LossPart:
     source: str
     settings: Numbers = field(default_factory=dict)
     on_policy_identity: bool = True  # at ratio 1 its gradient is -advantage
+    one_advantage: bool = False  # shares a rollout's loss among its tokens: they must agree on the advantage
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,7 @@ LOSSES: Mapping[str, LossPart] = {
         "clip of one ratio per rollout, the geometric mean of its tokens'",
         "2507.18071",
         {"clip_low": 3e-4, "clip_high": 4e-4},
+        one_advantage=True,
     ),
     "gspo_token": LossPart(
         "gspo's ratio, with each token's own gradient and advantage",
@@ -148,17 +150,20 @@ LOSSES: Mapping[str, LossPart] = {
         "2402.14740; TRL RLOOTrainer",
         CLIP,
         on_policy_identity=False,
+        one_advantage=True,
     ),
     "luspo": LossPart(
         "gspo times the rollout's length",
         "2602.05261",
         {"clip_low": 2e-3, "clip_high": 2.5e-3},
         on_policy_identity=False,
+        one_advantage=True,
     ),
     "gmpo": LossPart(
         "geometric mean of token ratios clipped in log space, to within e^-clip_low and e^clip_high",
         "2507.20673",
         {"clip_low": 0.4, "clip_high": 0.4},
+        one_advantage=True,
     ),
     "cispo": LossPart(
         "REINFORCE weighted by the ratio held between ratio_floor and ratio_cap, no token dropped",
