@@ -5,10 +5,11 @@ import re
 import shutil
 import tomllib
 
+import peft
 import pyarrow.parquet as pq
 import pytest
 
-from tests.tiny import Forked, model_folder, run_cli, write_recipe
+from tests.tiny import Forked, model_folder, new_model, run_cli, write_recipe
 from verigrad.engine.eval_run import folder_names
 from verigrad.verifiers import registry
 
@@ -259,6 +260,49 @@ def test_what_is_wrong_is_said_in_one_line(home, words, says):
     (line,) = [one for one in text.splitlines() if one.startswith("verigrad:")]
     assert says in line
     assert "Traceback" not in text
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A whole adapter on the tiny model."""
+    folder = tmp_path_factory.mktemp("adapter")
+    made = peft.get_peft_model(new_model(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    made.peft_config["default"].base_model_name_or_path = model_folder()
+    made.save_pretrained(folder)
+    return folder
+
+
+BROKEN = {
+    "list": b"[1, 2]",
+    "binary": b"\xff",
+    "base": {"base_model_name_or_path": "/no/model"},
+    "no base": {"base_model_name_or_path": None},
+    "rank": {"r": 3},
+    "words": {"r": "many"},
+}
+"""What adapter_config.json holds, or which of its values are others."""
+
+
+@pytest.mark.parametrize("harm", [*BROKEN, "missing", "corrupt", "cut"])
+def test_a_broken_adapter_is_said_in_one_line(adapter, tmp_path, harm):
+    broken = tmp_path / "broken"
+    shutil.copytree(adapter, broken)
+    settings, weights = broken / "adapter_config.json", broken / "adapter_model.safetensors"
+    if harm in BROKEN:
+        written = BROKEN[harm]
+        if isinstance(written, dict):
+            written = json.dumps({**json.loads(settings.read_text()), **written}).encode()
+        settings.write_bytes(written)
+    elif harm == "missing":
+        weights.unlink()
+    else:
+        weights.write_bytes(b"\x00" * 100 if harm == "corrupt" else weights.read_bytes()[:-50])
+    (tmp_path / "sums.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    words = ["broken", "--data", "sums.jsonl", "--max-tokens", "4", "policy.device=cpu"]
+    words += ["rollout.backend=transformers", "rollout.max_prompt_tokens=60"]
+    line = refused(tmp_path, *words)
+    assert "broken" in line or "/no/model" in line
+    assert not any("Traceback" in path.read_text() for path in tmp_path.glob("printed-*"))
 
 
 def test_what_the_verifier_could_not_judge_is_on_disk_and_no_score(home):
