@@ -5,6 +5,7 @@ losses, gradients and sums of micro-batches add up to those of the whole optimiz
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -127,8 +128,9 @@ def merge(parts: Sequence[LossSums], *, num_optimizer_steps: int = 1) -> Metrics
     """Add up the sums of micro-batches and turn them into means over tokens.
 
     The loss is the mean over optimizer steps of each one's whole loss. Entropy and KL are 0.0 where
-    none was measured. `ess_frac` is the effective sample size of the importance weights over the number of
-    tokens: 1 where all are equal, 0.0 where all are 0.
+    none was measured, and NaN where there was no token, so that nothing adapts to them. `ess_frac` is the
+    effective sample size of the importance weights over the number of tokens: 1 where all are equal, 0.0
+    where all are 0.
     """
     largest = {"mismatch_max", "ratio_max_dev"}
     total = {
@@ -144,6 +146,8 @@ def merge(parts: Sequence[LossSums], *, num_optimizer_steps: int = 1) -> Metrics
     metrics = {"loss": total.get("loss_sum", 0.0) / num_optimizer_steps}
     metrics |= {name: share(key, of) for name, (key, of) in _MEANS.items()}
     metrics["ess_frac"] = share("weight_sum", "num_tokens") * share("weight_sum", "weight_square_sum")
+    if not total.get("num_tokens"):
+        metrics |= {"entropy": math.nan, "kl_ref": math.nan}
     return metrics | {name: total.get(name, 0.0) for name in sorted(largest)}
 
 

@@ -32,21 +32,19 @@ class Update:
     sums: Sequence[LossSums]  # of each batch
     grad_norm: float  # before clipping
     lr: float
-    applied: bool  # False: loss or gradient was not finite, the weights are as they were
+    applied: bool  # False: weights and optimizer are as they were
+    finite: bool = True  # loss and gradient; where they are and nothing is applied, no token was trained on
 
 
 def combine(updates: Sequence[Update]) -> Metrics:
     """One step's optimizer steps as one set of metrics; mismatch is the first one's, no weight had moved."""
-    metrics = merge(
-        [part for done in updates for part in done.sums], num_optimizer_steps=max(1, len(updates))
-    )
-    if not updates:
-        metrics["entropy"] = math.nan  # nothing was looked at
-    else:
+    tried = [done for done in updates if done.applied or not done.finite]  # the others had no token
+    metrics = merge([part for done in updates for part in done.sums], num_optimizer_steps=max(1, len(tried)))
+    if updates:
         first = merge(updates[0].sums)
         metrics |= {name: first[name] for name in ("mismatch_kl", "mismatch_chi2", "mismatch_max")}
-    norms = [done.grad_norm for done in updates]
-    return {**metrics, "grad_norm": sum(norms) / max(1, len(norms)), "lr": updates[-1].lr if updates else 0.0}
+    norms = [done.grad_norm for done in tried]
+    return {**metrics, "grad_norm": sum(norms) / max(1, len(norms)), "lr": tried[-1].lr if tried else 0.0}
 
 
 class Policy:
@@ -144,7 +142,8 @@ class Policy:
         """One optimizer step over all batches, the side terms weighted by `coefs`.
 
         `first`: no step was taken since sampling, so this forward's own log-probabilities are the old ones
-        and every ratio is exactly 1. A non-finite loss or gradient leaves weights and optimizer alone.
+        and every ratio is exactly 1. A non-finite loss or gradient leaves weights and optimizer alone. So do
+        batches without a token that weighs: the optimizer's momentum and decay would move the weights.
         """
         rate = learning_rate(self.cfg.optim, step=step, num_steps=self.cfg.train.num_steps)
         for group in self.optimizer.param_groups:
@@ -156,11 +155,12 @@ class Policy:
             loss.backward()  # type: ignore[no-untyped-call]
             parts.append(sums)
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optim.max_grad_norm))
-        applied = math.isfinite(norm) and math.isfinite(merge(parts)["loss"])
+        finite = math.isfinite(norm) and math.isfinite(merge(parts)["loss"])
+        applied = finite and any(bool(batch.loss_weights[batch.loss_mask].any()) for batch in batches)
         if applied:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Update(parts, grad_norm=norm, lr=rate, applied=applied)
+        return Update(parts, grad_norm=norm, lr=rate, applied=applied, finite=finite)
 
     def _loss(
         self, batch: PackedBatch, loss_fn: LossFn, coefs: Coefs, *, first: bool

@@ -7,6 +7,8 @@ Each arrow is one call below and one file in this folder. Nothing else decides w
 change a step, change this file. How the parts come about is in assembly.py.
 """
 
+from itertools import pairwise
+
 import torch
 
 from verigrad.engine import advantage, dynamic_sampling, summary
@@ -150,18 +152,22 @@ def greedy_groups(
 
 
 def update(loop: Loop, scored: list[ScoredGroup], cfg: Config, step: int) -> Metrics:
-    """`train.num_minibatches` optimizer steps over the kept groups; with none kept, no step and no change."""
+    """`train.num_minibatches` optimizer steps over the kept groups, one each if there are fewer groups.
+
+    A part without a token to train on takes no step; with no group kept there is no step and no change.
+    """
     algorithm, decoupled = loop.algorithm, cfg.algorithm.old_logprobs == "trainer"
-    size = -(-len(scored) // cfg.train.num_minibatches) or 1
+    num = max(1, min(cfg.train.num_minibatches, len(scored)))
+    cuts = [len(scored) * index // num for index in range(num + 1)]  # parts as equal as can be
     minibatches = [
         pack(
-            scored[start : start + size],
+            scored[start:end],
             algorithm.aggregate,
             max_tokens=cfg.policy.tokens_per_batch,
             overlong_filter=cfg.algorithm.overlong_filter,
             first_group=start,
         )
-        for start in range(0, len(scored), size)
+        for start, end in pairwise(cuts)
     ]
     frozen = [
         # The first minibatch's own forward pass gives its old log-probabilities, unless needed before.
@@ -178,7 +184,7 @@ def update(loop: Loop, scored: list[ScoredGroup], cfg: Config, step: int) -> Met
         loop.policy.update(batches, algorithm.loss, loop.coefs, step=step, first=index == 0)
         for index, batches in enumerate(frozen)
     ]
-    skipped = sum(not done.applied for done in updates)
+    skipped = sum(not done.finite for done in updates)
     loop.nonfinite_in_row = loop.nonfinite_in_row + 1 if skipped else 0
     coefs = {"kl_coef": loop.coefs.kl, "entropy_coef": loop.coefs.entropy}
     return {**combine(updates), **selected, **coefs, "skipped_updates": float(skipped)}

@@ -367,7 +367,10 @@ def test_metrics_have_their_names():
         "nan_logprob_frac",
     }
     assert set(merge([])) == set(metrics)
-    assert set(merge([]).values()) == {0.0}
+    nothing = merge([])
+    assert math.isnan(nothing.pop("entropy"))
+    assert math.isnan(nothing.pop("kl_ref"))
+    assert set(nothing.values()) == {0.0}
 
 
 def test_the_loss_is_the_mean_over_optimizer_steps():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,10 +11,12 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.tiny import write_recipe
+from tests.tiny import config as tiny_config
+from tests.tiny import model_folder, random_groups, tokenizer, write_recipe
 from verigrad.engine import algorithms, config
 from verigrad.engine import train as loop
 from verigrad.engine.config import ConfigError
+from verigrad.engine.policy import Policy
 from verigrad.engine.run import RunError
 from verigrad.engine.scoring import UndecidedError
 from verigrad.engine.screen import Screen
@@ -254,3 +257,66 @@ def test_what_adapts_goes_on_where_it_stood(task, tmp_path, overrides):
     assert len(untimed(whole)) == 5
     moved = {(row["kl_coef"], row["entropy_coef"], row["kl_ref"]) for row in untimed(whole)}
     assert len(moved) > 2
+
+
+def parts_of(**sections):
+    """(recipe, what `update` needs of a loop), over a tiny policy."""
+    cfg = tiny_config(**sections)
+    folder, algorithm = model_folder(), algorithms.build(cfg)
+    made = Policy(cfg, folder, tokenizer=tokenizer(), start_folder=folder)
+    return cfg, SimpleNamespace(policy=made, algorithm=algorithm, coefs=algorithm.coefs, nonfinite_in_row=1)
+
+
+def snapshot(policy):
+    state = [value.clone() for s in policy.optimizer.state.values() for value in s.values()]
+    return [*(w.clone() for _, w in policy.weights()), *state]
+
+
+def record_updates(monkeypatch, stub):
+    """The batches, coefficients and `first` of each optimizer step, as they come."""
+    seen, real = [], stub.policy.update
+
+    def update(batches, loss, coefs, *, step, first):
+        seen.append((batches, coefs, first))
+        return real(batches, loss, coefs, step=step, first=first)
+
+    monkeypatch.setattr(stub.policy, "update", update)
+    return seen
+
+
+def test_a_step_with_every_token_rejected_moves_nothing_and_is_no_failure():
+    algorithm = {"reject": "token", "kl_coef": 0.1, "kl_target": 0.1, "entropy_target": 1.0}
+    cfg, stub = parts_of(algorithm=algorithm, train={"num_minibatches": 2})
+    groups = random_groups()
+    open_wide = {"reject_low": 0.0, "reject_high": 1e30}
+    fine = algorithms.build(tiny_config(algorithm={**algorithm, **open_wide}, train={"num_minibatches": 2}))
+    strict, stub.algorithm = stub.algorithm, fine
+    assert loop.update(stub, groups, cfg, 1)["rejected_frac"] == 0
+    before = snapshot(stub.policy)  # with momentum
+    assert len(before) > len(list(stub.policy.weights()))
+    stub.algorithm, stub.nonfinite_in_row = strict, 1
+    rollouts = [
+        dataclasses.replace(r, logprobs=[-99.0] * len(r.logprobs)) for g in groups for r in g.rollouts
+    ]
+    far = [dataclasses.replace(g, rollouts=rollouts[i * 4 : i * 4 + 4]) for i, g in enumerate(groups)]
+    row = loop.update(stub, far, cfg, 2)
+    assert row["rejected_frac"] == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, snapshot(stub.policy), strict=True))
+    assert (row["skipped_updates"], stub.nonfinite_in_row, row["grad_norm"], row["loss"]) == (0, 0, 0, 0)
+    assert math.isnan(row["entropy"])
+    assert math.isnan(row["kl_ref"])
+    assert strict.adapt(stub.coefs, row, 16) == stub.coefs
+
+
+@pytest.mark.parametrize(
+    ("groups", "minibatches", "sizes"),
+    [(5, 4, [1, 1, 1, 2]), (3, 4, [1, 1, 1]), (4, 2, [2, 2]), (7, 2, [3, 4]), (0, 4, [])],
+)
+def test_groups_are_cut_into_parts_as_equal_as_can_be(monkeypatch, groups, minibatches, sizes):
+    cfg, stub = parts_of(rollout={"groups_per_step": 8}, train={"num_minibatches": minibatches})
+    seen = record_updates(monkeypatch, stub)
+    loop.update(stub, random_groups(num=groups), cfg, 1)
+    numbers = [sorted({n for b in batches for n in b.groups.tolist()}) for batches, _, _ in seen]
+    assert [len(of_part) for of_part in numbers] == sizes
+    assert [n for of_part in numbers for n in of_part] == list(range(groups))
+    assert [first for _, _, first in seen] == [index == 0 for index in range(len(sizes))]
