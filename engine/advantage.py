@@ -18,7 +18,6 @@ from verigrad.engine.schema import GroupRewards, Rollout, ScoredGroup, VerifiedG
 from verigrad.verifiers.base import Verdict
 
 TOLERANCE = 1e-8  # rewards closer than this are equal
-RIGHT = 1.0 - TOLERANCE  # smallest reward of a right rollout, where only right or wrong counts
 PASS_STD_EPS = 1e-6  # added to the standard deviation of pass@k
 SHAPE = "shape"  # name of the part that shaping adds
 
@@ -65,6 +64,7 @@ def _rewards(
     return GroupRewards(
         rewards=_column([(verdict.reward or 0.0) + extra for _, verdict, extra in decided]),
         lengths=_column([rollout.num_completion_tokens for rollout, _, _ in decided]),
+        right=torch.tensor([verdict.outcome == "right" for _, verdict, _ in decided], dtype=torch.bool),
         parts={name: _column(values) for name, values in parts.items()},
         greedy=greedy,
     )
@@ -241,8 +241,8 @@ def pass_at_k(groups: Sequence[GroupRewards], *, pass_k: int) -> list[Tensor]:
     """The mean advantage of the k-subsets a rollout is in, each paid 1 if any of it is right.
 
     Pass@k training (arXiv 2508.10751), in closed form: a subset's advantage is its pay minus pass@k, over the
-    standard deviation of that pay + 1e-6. 0 where every subset has a right rollout. Right is a reward of 1 or
-    more. In a group with fewer than `pass_k` decided rollouts, k is their number.
+    standard deviation of that pay + 1e-6. 0 where every subset has a right rollout. Right is what the verdict
+    says, not the reward. In a group with fewer than `pass_k` decided rollouts, k is their number.
     """
 
     def one(right: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ def pass_at_k(groups: Sequence[GroupRewards], *, pass_k: int) -> list[Tensor]:
         fails_with_me = math.comb(n - c - 1, k - 1) / math.comb(n - 1, k - 1)
         return _either(right, fails / std, (fails - fails_with_me) / std)
 
-    return [one(group.rewards >= RIGHT) for group in groups]
+    return [one(group.right) for group in groups]
 
 
 def pkpo(groups: Sequence[GroupRewards], *, pass_k: int) -> list[Tensor]:
@@ -275,7 +275,7 @@ def pkpo(groups: Sequence[GroupRewards], *, pass_k: int) -> list[Tensor]:
         others = [_pass_rate(n - 1, c - is_right, min(k, n - 1)) for is_right in right.tolist()]
         return pkpo_weights(right, k=k) - (k / n) * _column(others)
 
-    return [one(group.rewards >= RIGHT) for group in groups]
+    return [one(group.right) for group in groups]
 
 
 def pkpo_weights(right: Tensor, *, k: int) -> Tensor:

@@ -129,8 +129,8 @@ def _bounds(a: AlgorithmConfig) -> Iterator[str]:
         )
     if ADVANTAGES[row_of(a)[0]].binary and a.overlong_buffer_tokens:
         yield (
-            f"algorithm.overlong_buffer_tokens takes from the reward, and advantage {row_of(a)[0]!r} reads a "
-            "right answer with less than 1 as wrong; set it to 0, or take algorithm.overlong_filter"
+            "algorithm.overlong_buffer_tokens has no effect: it takes from the reward, and advantage "
+            f"{row_of(a)[0]!r} reads only right or wrong; set it to 0, or take algorithm.overlong_filter"
         )
     if a.overlong_filter and a.overlong_buffer_tokens:
         yield (

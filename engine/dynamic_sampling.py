@@ -66,8 +66,9 @@ def sampling_cap(groups_per_step: int, *, oversample: float) -> int:
 def group_stats(groups: Sequence[VerifiedGroup], kept: Sequence[VerifiedGroup]) -> Metrics:
     """Metrics over everything sampled in a step, kept or not, so that filtering cannot flatter them.
 
-    `reward_std` is the mean over groups of the standard deviation within. `solve_all_frac` and
-    `solve_none_frac` are the shares of groups whose decided rewards are all at least 1, or all at most 0.
+    `reward_std` is the mean over groups of the standard deviation within. `solve_all_frac` is
+    the share of groups whose decided verdicts are all right, `solve_none_frac` of those whose decided rewards
+    are all at most 0.
     `reward` is NaN when nothing was decided.
     """
     rewards = [group.correctness for group in groups]
@@ -77,12 +78,18 @@ def group_stats(groups: Sequence[VerifiedGroup], kept: Sequence[VerifiedGroup]) 
         "reward": statistics.fmean(decided) if decided else math.nan,
         "reward_std": _mean([statistics.stdev(group) for group in rewards if len(group) >= 2]),
         "kept_frac": _frac(len(kept), len(groups)),
-        "solve_all_frac": _frac(sum(bool(r) and min(r) >= 1 - TOLERANCE for r in rewards), len(groups)),
+        "solve_all_frac": _frac(sum(map(_all_right, groups)), len(groups)),
         "solve_none_frac": _frac(sum(bool(r) and max(r) <= TOLERANCE for r in rewards), len(groups)),
         "undecided_frac": _frac(len(rollouts) - len(decided), len(rollouts)),
         "completion_tokens_mean": _mean([rollout.num_completion_tokens for rollout in rollouts]),
         "truncated_frac": _frac(sum(rollout.truncated for rollout in rollouts), len(rollouts)),
     }
+
+
+def _all_right(group: VerifiedGroup) -> bool:
+    # not a reward of at least 1: a sum of parts may pay 1 for form alone
+    outcomes = [verdict.outcome for verdict in group.verdicts if verdict.decided]
+    return bool(outcomes) and set(outcomes) == {"right"}
 
 
 def _frac(part: int, whole: int) -> float:

@@ -157,6 +157,7 @@ class GroupRewards:
 
     rewards: Tensor  # [G'] float64, the verifier's plus shaping
     lengths: Tensor  # [G'] float64 tokens sampled
+    right: Tensor  # [G'] bool, whether the verdict says so, whatever it pays
     parts: Mapping[str, Tensor]  # each [G'] float64: the verdict's parts by name
     greedy: float | None = None  # reward of a greedy rollout of the same problem
 

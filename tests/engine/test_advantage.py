@@ -68,11 +68,12 @@ def column(values):
     return torch.as_tensor(values, dtype=torch.float64)
 
 
-def given(rewards, *, lengths=None, parts=None, greedy=None):
-    """What an advantage sees of one group."""
+def given(rewards, *, lengths=None, right=None, parts=None, greedy=None):
+    """What an advantage sees of one group; by default a reward of 1 is right."""
     lengths = [3.0] * len(rewards) if lengths is None else lengths
     parts = {name: column(values) for name, values in (parts or {}).items()}
-    return GroupRewards(column(rewards), column(lengths), parts, greedy)
+    right = column(rewards) == 1 if right is None else torch.tensor(right)
+    return GroupRewards(column(rewards), column(lengths), right, parts, greedy)
 
 
 def run(vector, function, order=None, drop=()):
@@ -259,9 +260,19 @@ def test_pass_at_k_is_the_mean_over_all_subsets(n, c, k):
     assert values.tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_right_is_a_reward_of_one_or_more_and_k_at_most_the_number_decided():
-    (values,) = pass_at_k([given([1.0 - 1e-9, 2.0, 0.99, 0.0])], pass_k=1)
-    assert values.tolist() == pytest.approx([1.0, 1.0, -1.0, -1.0], abs=1e-5)
+@pytest.mark.parametrize("function", [pass_at_k, pkpo])
+def test_right_is_what_the_verdict_says_whatever_it_pays(function):
+    verdicts = [
+        Verdict(0.5, "right"), Verdict(1.0, "wrong"), Verdict(2.0, "partial"), Verdict.undecided("died"),
+    ]  # fmt: skip
+    mixed = VerifiedGroup(Problem("p", "?"), [rollout()] * 4, verdicts)
+    (done,) = score([mixed], partial(function, pass_k=1), shape=lambda _: -1.0)
+    (plain,) = function([given([1.0, 0.0, 0.0])], pass_k=1)
+    assert done.advantages == [*plain.tolist(), 0.0]
+    assert plain[0] > 0 > plain[1] == plain[2]
+
+
+def test_k_is_at_most_the_number_decided():
     for function in (pass_at_k, pkpo):
         short, same = (
             function([given([1.0, 0.0, 0.0])], pass_k=9),

@@ -31,6 +31,7 @@ def rewards(*groups, parts=()):
         GroupRewards(
             torch.tensor(group).double(),
             torch.ones(len(group)).double(),
+            torch.tensor(group) == 1,
             {name: torch.tensor(group).double() for name in parts},
             greedy=0.0,
         )

@@ -239,7 +239,7 @@ def test_what_is_not_there_is_answered_with_what_is(plain, override, says):
         ("algorithm.correction=none algorithm.correction_norm=true", "correction_norm has no effect"),
         ("algorithm.correction=sequence_tis algorithm.correction_low=0.1", "correction_low has no effect"),
         ("algorithm.correction=geometric_mask algorithm.correction_low=1.1", "lie on both sides of 1"),
-        ("algorithm.name=pkpo algorithm.overlong_buffer_tokens=9", "right answer with less than 1 as wrong"),
+        ("algorithm.name=pkpo algorithm.overlong_buffer_tokens=9", "reads only right or wrong; set it to 0"),
         ("algorithm.reject_high=3", "algorithm.reject_high has no effect with reject = 'none'"),
         ("algorithm.reject_measure=k2", "algorithm.reject_measure has no effect with reject = 'none'"),
         ("algorithm.reject=token algorithm.reject_low=2", "must lie on both sides of 1"),

@@ -1,5 +1,6 @@
 """engine/dynamic_sampling.py: which groups are kept, how many more are asked for, what is reported."""
 
+import dataclasses
 import math
 
 import pytest
@@ -106,6 +107,15 @@ def test_stats_cover_every_sampled_rollout():
             "truncated_frac": 0.25,
         }
     )
+
+
+def test_all_solved_is_what_the_verdicts_say_and_not_a_reward_of_one():
+    paid_for_form, worth_half = Verdict(1.0, "wrong"), Verdict(0.5, "right")
+    groups = [
+        dataclasses.replace(group([1.0, 1.0]), verdicts=verdicts)
+        for verdicts in ([paid_for_form] * 2, [worth_half] * 2, [worth_half, Verdict.undecided("died")])
+    ]
+    assert group_stats(groups, [])["solve_all_frac"] == pytest.approx(2 / 3)
 
 
 def test_reward_is_unknown_when_nothing_was_decided():
