@@ -7,16 +7,19 @@ import json
 import pytest
 import torch
 
-from tests.tiny import Forked, config
+from tests.tiny import Forked, config, rollout
 from verigrad.engine import algorithm_settings
 from verigrad.engine.advantage import ADVANTAGES
+from verigrad.engine.aggregation import token_mean
 from verigrad.engine.algorithms import AGGREGATES, LOSSES, build
 from verigrad.engine.catalogue import ADVANTAGES as ADVANTAGE_PARTS
 from verigrad.engine.catalogue import AGGREGATIONS, CORRECTIONS, ROWS
 from verigrad.engine.catalogue import LOSSES as LOSS_PARTS
 from verigrad.engine.config import AlgorithmConfig
 from verigrad.engine.dynamic_sampling import has_signal, keep_all
-from verigrad.engine.schema import Coefs, GroupRewards, LossInputs, Rollout
+from verigrad.engine.pack import pack
+from verigrad.engine.schema import Coefs, GroupRewards, LossInputs, Rollout, ScoredGroup
+from verigrad.verifiers.base import Problem, Verdict
 
 NONE = Coefs(kl=0.0, entropy=0.0)
 
@@ -192,10 +195,10 @@ def test_every_correction_has_been_seen():
 
 
 def test_overlong_punishment_is_off_unless_asked_for():
-    rollout = Rollout([1] * 95, [False] * 5 + [True] * 90, [0.0] * 95, [0] * 95, "", "stop", 0)
-    assert build(recipe("dapo", rollout={"max_tokens": 100})).shape(rollout) == 0.0
+    long = Rollout([1] * 95, [False] * 5 + [True] * 90, [0.0] * 95, [0] * 95, "", "stop", 0)
+    assert build(recipe("dapo", rollout={"max_tokens": 100})).shape(long) == 0.0
     cfg = recipe("dapo", rollout={"max_tokens": 100}, algorithm={"overlong_buffer_tokens": 20})
-    assert build(cfg).shape(rollout) == pytest.approx(-0.5)
+    assert build(cfg).shape(long) == pytest.approx(-0.5)
 
 
 def test_coefficients_stay_unless_they_are_to_adapt():
@@ -229,6 +232,49 @@ def test_the_kl_term_stands_where_it_is_put(kl):
     assert (loss.item() != 0) == (kl["kl_place"] == "loss")
     assert (algorithm.place is not None) == (kl["kl_place"] == "reward")
     assert algorithm.needs == ({"old"} if kl["kl_place"] == "reward" else set())
+
+
+def two_tokens(advantage, *, ref):
+    """One rollout of two tokens at old log-probabilities of -1."""
+    done = ScoredGroup(Problem("p", "p"), [rollout([3], [5, 6])], [Verdict.right()], [advantage])
+    (batch,) = pack([done], token_mean, max_tokens=8)
+    return dataclasses.replace(batch, ref_logprobs=torch.full_like(batch.old_logprobs, ref))
+
+
+@pytest.mark.parametrize("coef", [0.5, 0.1])
+def test_the_kl_in_the_reward_has_the_weight_it_has_adapted_to(coef):
+    algorithm = build(recipe("dr_grpo", algorithm={"kl_coef": 0.5, "kl_place": "reward"}))
+    (batch,) = algorithm.place([two_tokens(1.0, ref=-2.0)], Coefs(kl=coef, entropy=0.0))  # d = 1 at each
+    assert batch.advantages[batch.loss_mask].tolist() == pytest.approx([1 - 2 * coef, 1 - coef])
+
+
+def test_a_discount_alone_is_reason_enough_to_place_advantages():
+    cfg = recipe("dr_grpo")
+    discounted = cfg.algorithm.model_copy(update={"gamma": 0.5})
+    algorithm = build(cfg.model_copy(update={"algorithm": discounted}))
+    (batch,) = algorithm.place([two_tokens(1.0, ref=-1.0)], NONE)
+    assert batch.advantages[batch.loss_mask].tolist() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "needs"),
+    [
+        ({}, set()),
+        ({"reject": "token"}, {"old"}),
+        ({"correction_norm": True}, {"old"}),
+        ({"top_entropy_frac": 0.2}, {"entropy"}),
+        ({"kl_coef": 0.1, "kl_place": "reward"}, {"old"}),
+    ],
+)
+def test_what_must_be_known_before_the_first_optimizer_step(algorithm, needs):
+    assert build(recipe("grpo", algorithm=algorithm)).needs == needs
+
+
+@pytest.mark.parametrize(("delta", "expected"), [(None, 0.8), (0.7, 0.8), (0.6, 0.0)])
+def test_the_off_policy_mask_is_part_of_the_loss(delta, expected):
+    algorithm = build(recipe("grpo", algorithm={"off_policy_delta": delta}))
+    loss, _ = algorithm.loss(one_token(0.5, -1.0), NONE)  # moved away by log 2 = 0.69; clipped at 0.8
+    assert loss.item() == pytest.approx(expected)
 
 
 EXTRAS = {

@@ -291,3 +291,13 @@ def test_long_rollouts_are_added_up_in_float64():
     (values,) = placed([row], kl_coef=1.0)
     tenth = torch.tensor(0.1).item()  # as float32 holds it
     assert values[0] == torch.tensor(-n * tenth).item()
+
+
+def test_the_token_baseline_is_of_reward_and_kl_together():
+    # d = 1 and 0 at weight 0.5: the first gets 1 - 0.5, the second 0; equal score norms, so a baseline of 1/4
+    rows = [
+        Row(1.0, [1], old=[-1.0], ref=[-2.0], collision=[0.3]),
+        Row(0.0, [1], old=[-1.0], ref=[-1.0], collision=[0.3]),
+    ]
+    (first,), (second,) = placed(rows, per_token="optimal_baseline", kl_coef=0.5)
+    assert (first, second) == pytest.approx((0.25, -0.25), abs=1e-6)

@@ -107,3 +107,18 @@ def test_without_settings_nothing_is_touched():
     (chosen,), metrics = built.select([batches])
     assert metrics == {}
     assert all(a is b for a, b in zip(chosen, batches, strict=True))
+
+
+def test_a_lower_bound_of_zero_is_none_and_not_the_default():
+    liked_less = {"old": [[-9.0, -1.0]], "sampled": [[-1.0, -1.0]]}  # a ratio of e^-8
+    for reject, kept in (({}, 1), ({"reject_low": 0.0}, 2)):
+        built, batches = batches_of(**liked_less, algorithm={"reject": "token", **reject})
+        (chosen,), _ = built.select([batches])
+        assert chosen[0].loss_mask.sum() == kept
+
+
+def test_the_share_of_uncertain_tokens_is_rounded():
+    built, (batch,) = batches_of(old=OLD, sampled=OLD, algorithm={"top_entropy_frac": 0.36})  # 1.8 of 5
+    entropy = torch.tensor([0.1, 3.0, 0.2, 0.0, 0.5, 2.0, 0.0])
+    _, metrics = built.select([[dataclasses.replace(batch, old_entropy=entropy)]])
+    assert metrics["entropy_threshold"] == 2.0

@@ -320,3 +320,20 @@ def test_groups_are_cut_into_parts_as_equal_as_can_be(monkeypatch, groups, minib
     assert [len(of_part) for of_part in numbers] == sizes
     assert [n for of_part in numbers for n in of_part] == list(range(groups))
     assert [first for _, _, first in seen] == [index == 0 for index in range(len(sizes))]
+
+
+def test_the_entropy_filter_has_one_threshold_for_all_parts(monkeypatch):
+    cfg, stub = parts_of(algorithm={"top_entropy_frac": 0.2}, train={"num_minibatches": 2})
+    seen = record_updates(monkeypatch, stub)
+    row = loop.update(stub, random_groups(), cfg, 1)
+    entropies = [torch.cat([b.old_entropy[b.loss_mask] for b in batches]) for batches, _, _ in seen]
+    weights = [torch.cat([b.loss_weights[b.loss_mask] for b in batches]) for batches, _, _ in seen]
+    every = torch.cat(entropies).sort(descending=True).values
+    threshold = every[round(0.2 * every.numel()) - 1]
+    assert row["entropy_threshold"] == threshold
+    for entropy, weight in zip(entropies, weights, strict=True):
+        assert torch.equal(weight > 0, entropy >= threshold)
+    counts = [int((weight > 0).sum()) for weight in weights]
+    assert counts != [
+        round(0.2 * entropy.numel()) for entropy in entropies
+    ]  # what each part alone would keep
