@@ -31,8 +31,28 @@ PICKED = re.compile(
     r"^[\s*_$\"'`]*\(?([A-Ja-j])(?:[).:*_$\"'`\s]*$|\)?[).:*]+\s)|\(([A-J])\)|\*\*([A-J])[).:]?\*\*"
 )
 NEGATED = re.compile(
-    r"\b(?:not|never|neither|nor|cannot|except|wrong|incorrect|false)\b|n['’]t\b", re.IGNORECASE
+    r"\b(?:not|never|neither|nor|cannot|except|wrong|incorrect|false|(?:is|was|are|ca|wo|do|does)nt)\b"
+    r"|n['’]t\b|[¬≠]|\\(?:neg|neq|ne|lnot)\b",
+    re.IGNORECASE,
 )
+# What denies a statement that follows at once: `It is not \boxed{B}`, `I do not think that the answer is B`.
+DENIED_AHEAD = re.compile(
+    r"(?:\b(?:not|never|cannot|neither|except)|n['’]t|[¬≠])\s+"
+    r"(?:(?:be|choose|pick|think|believe|say|true|agree|the case|that|the|final|correct|right|answer|option"
+    r"|choice|is)\s+)*$",
+    re.IGNORECASE,
+)
+OPENERS = re.compile(r"(?:\\(?:boxed|fbox|text|mathrm|mathbf|textbf)\s?\{|<answer>|[$*_(:\s])+$")
+AHEAD = 120  # characters before a statement that are searched for a denial
+# What sets a letter off from the words behind it: `B) `, `B: `, `**B.** `, `B - `, `B (`.
+MARK = re.compile(r"[ \t*_$`\"'’}]{0,20}([).:\]]{0,5})[\s*_$`\"']{0,20}([,;(\-–—=]?)[ \t*_$`\"']{0,20}")
+CLAUSE_END = re.compile(r"[.;\n!?]|\b(?:because|since|as|for)\b")
+VERB = re.compile(
+    r"(?:is|isn|was|wasn|are|can|cannot|could|would|will|must|may|might|does|doesn|seems|looks|should)\b"
+)
+REJECTED = re.compile(r"\W*(?:wrong|incorrect|not|never)\W*", re.IGNORECASE)
+UNEXPLAINED = re.compile(rf"(?!{JOINED}|(?:which|for|due)\b)\W*\w", re.IGNORECASE)
+BARE = re.compile(r"[\s*_$`\"'“”()\[\]{}.,:;!\\]*([A-Ja-j])[\s*_$`\"'“”()\[\]{}.,:;!\\]*")
 ORNAMENT = re.compile(r"[*_$`\"'“”]")
 
 
@@ -60,55 +80,112 @@ def multiple_choice(text: str, answer: Any, choices: Any = None, letters: str = 
 
 def _pick(text: str, known: Mapping[str, str]) -> str:
     """The one letter the text settles on: in boxes and tags, else after `Answer:`, else in the last line."""
-    stated = sorted(boxes(text) + tags(text, "answer"), key=lambda found: found[1])
-    stated = stated or [(match[1], match.end(1)) for match in SAID.finditer(text)]
+    marked = sorted(boxes(text) + tags(text, "answer"), key=lambda found: found[1])
+    stated = [(content, text.rfind(content, 0, end), end) for content, end in marked]
+    stated = stated or [(match[1], match.start(), match.end(1)) for match in SAID.finditer(text)]
     if not stated:
         return _unmarked(text, known)
     if len(stated) > MAX_CLAIMS:
         raise Unreadable(f"states {len(stated)} answers")
-    claims = [_claimed(content, known) for content, _ in stated]
+    claims = [
+        set() if _denied_ahead(text[max(0, begin - AHEAD) : begin]) else _claimed(content, known)
+        for content, begin, _ in stated
+    ]
     if not claims[-1]:
-        raise Unreadable("states an answer that names no choice")
-    behind = _mentions(text[stated[-1][1] :], known)
-    return _only(behind.union(*claims))
+        raise Unreadable("states an answer that names no choice, or denies it")
+    letter = _only(set().union(*claims))
+    behind = _behind(letter, text[stated[-1][2] :], known, label=False)
+    if behind is None:
+        raise Unreadable(f"denies {letter}")
+    return _only(behind | {letter})
 
 
 def _unmarked(text: str, known: Mapping[str, str]) -> str:
     """A last line that is a choice, or picks one by `B`, `(B)`, `B) ...` or `**B**`; no other above."""
     line = last_line(text)
-    by_text = _by_text(line, known)
-    if by_text:
-        return _only({by_text} | _mentions(text[: text.rindex(line)], known))
-    picked = {letter.upper() for match in PICKED.findall(line) for letter in match if letter} & known.keys()
-    if not picked or NEGATED.search(line):
+    above = _mentions(text[: len(text.rstrip()) - len(line)], known)
+    if whole := _whole(line, known):
+        return _only({whole} | above)
+    spots = [match.start(match.lastindex or 0) for match in PICKED.finditer(line)]
+    spots = [at for at in spots if line[at].upper() in known]
+    letters = {line[at].upper() for at in spots}
+    told = [_told(line, at, known) for at in spots[:1] + spots[1:][-1:]]  # a few: each takes linear time
+    picked = letters.union(*told) if all(told) else set()
+    if not picked:
         raise Unreadable("picks no choice")
-    return _only(picked | _mentions(_without_choice(text, min(picked), known), known))
+    return _only(picked | above)
 
 
 def _claimed(content: str, known: Mapping[str, str]) -> set[str]:
     """The letters a stated answer names; none where it denies, or says something else."""
     content = WRAPPER.sub(r"\1", content).strip()
-    if by_text := _by_text(content, known):
-        return {by_text}
-    bare = re.sub(r"[^\w]+", "", content[:40]).upper()
-    if len(content) <= 40 and bare in known and len(bare) == 1:
-        return {bare}
+    if whole := _whole(content, known):
+        return {whole}
     first = ALONE.search(content)
-    if first is None or NEGATED.search(content[: first.start()]):
+    return _told(content, first.start(1 if first[1] else 2), known) if first else set()
+
+
+def _whole(content: str, known: Mapping[str, str]) -> str:
+    """The letter that this is, else the one whose text this is, else ""; so a label wins over a text."""
+    bare = BARE.fullmatch(content) if len(content) <= 40 else None
+    return bare[1].upper() if bare and bare[1].upper() in known else _by_text(content, known)
+
+
+def _told(content: str, at: int, known: Mapping[str, str]) -> set[str]:
+    """The letters named by a statement that picks the one at `at`; none where it denies that one."""
+    letter, before = content[at].upper(), content[:at]
+    if letter not in known:
+        return _mentions(content, known)
+    behind = _behind(letter, content[at + 1 :], known, label=True)
+    if behind is None or NEGATED.search(before):
         return set()
-    letter = (first[1] or first[2]).upper()
-    return _mentions(_without_choice(content, letter, known), known)
+    beside = _by_text(before.rstrip(" \t(*_,:-"), known)
+    return behind | {letter} | ({beside} if beside else _mentions(before, known))
 
 
-def _without_choice(content: str, letter: str, known: Mapping[str, str]) -> str:
-    """`B) Vitamin C` without the text of choice B, whose letters are no hedge; any other text stays."""
-    at = re.search(rf"\(?(?<![\w]){letter}[).:*\s]{{1,4}}", content)
-    stated = known.get(letter, "")
-    if at is None or not stated:
-        return content
-    rest = content[at.end() :]
-    line, _, later = rest.partition("\n")
-    return content[: at.end()] + later if _normal(line) == stated else content
+def _behind(letter: str, after: str, known: Mapping[str, str], *, label: bool) -> set[str] | None:
+    """The letters named behind a picked one, apart from its own text; None where it is denied.
+
+    None also where the letter is the label (`B) `) of a text that is not its choice's.
+    """
+    mark = MARK.match(after)
+    assert mark is not None  # it matches nothing as well
+    separator = (mark[1] + mark[2])[-1:]
+    line, _, later = after[mark.end() :].partition("\n")
+    plain = _plain(line)
+    text = _begins_with(plain.casefold(), known)
+    if text and text != known[letter]:
+        return {letter, *(other for other, stated in known.items() if stated == text)}
+    if text:
+        line, separator = (plain[len(text) :] if len(plain) == len(plain.casefold()) else ""), ""
+    elif label and separator in (")", ":") and known[letter] and UNEXPLAINED.match(plain):
+        return None
+    return None if _denies(line, separator) else _mentions(f"{line}\n{later}", known)
+
+
+def _begins_with(said: str, known: Mapping[str, str]) -> str:
+    """The longest of the choices' texts that `said` begins with, up to the end of a word; else ""."""
+    found = [
+        text
+        for text in known.values()
+        if text and said.startswith(text) and not re.match(r"\w|[.,/:^-]\w", said[len(text) :][:2])
+    ]
+    return max(found, key=len, default="")
+
+
+def _denied_ahead(before: str) -> bool:
+    return DENIED_AHEAD.search(OPENERS.sub(" ", before)) is not None
+
+
+def _denies(rest: str, separator: str) -> bool:
+    """Whether the words behind a letter, and behind its own text, deny it.
+
+    Behind a separator stands a text that the row does not give, as in `B. False`: only a verb denies there.
+    """
+    clause = CLAUSE_END.split(rest, maxsplit=1)[0]
+    if separator not in ("", ",", ";") and not VERB.match(clause):
+        return REJECTED.fullmatch(clause) is not None
+    return NEGATED.search(clause) is not None
 
 
 def _mentions(text: str, known: Mapping[str, str]) -> set[str]:
@@ -128,8 +205,12 @@ def _by_text(said: str, known: Mapping[str, str]) -> str:
     return letters[0] if normal and len(letters) == 1 else ""
 
 
+def _plain(text: str) -> str:
+    return " ".join(ORNAMENT.sub("", WRAPPER.sub(r"\1", text)).split())
+
+
 def _normal(text: str) -> str:
-    return " ".join(ORNAMENT.sub("", WRAPPER.sub(r"\1", text)).casefold().split()).rstrip(".").strip()
+    return _plain(text).casefold().rstrip(".").strip()
 
 
 def _known(choices: Any, letters: str) -> dict[str, str]:

@@ -98,6 +98,71 @@ def test_the_text_of_a_choice_is_read_where_the_row_gives_it(text, answer, outco
     assert judge(text, answer, dict(zip("ABCD", CITIES, strict=True))).outcome == outcome
 
 
+BLOOD = ["O", "A", "B", "AB"]
+CLAIMS = ["True", "False", "Not given", "None of the above"]
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        (r"\boxed{B}", "B"), (r"\boxed{A}", "A"), ("B", "B"), ("**B**", "B"), ("Answer: B", "B"), (r"\boxed{AB}", "D"), ("Answer: (D) AB", "D"),
+        ("Answer: O", "A"), ("A) O", "A"), ("C) B", "C"), ("The answer is C) B", "C"), ("Answer: C) A", ""), ("Answer: B) O", ""),
+    ],
+)  # fmt: skip
+def test_a_label_wins_over_another_choices_text(text, letter):
+    assert judge(text, "B", BLOOD).extracted == letter
+
+
+@pytest.mark.parametrize("choices", [CLAIMS, None])
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("B. False", "B"), ("B) False", "B"), ("**B. False**", "B"), ("Answer: B. False", "B"), (r"\boxed{B. False}", "B"), ("The answer is (B) False.", "B"),
+        ("C. Not given", "C"), ("Answer: C) Not given", "C"), (r"\boxed{\text{C. Not given}}", "C"), ("D. None of the above", "D"), ("<answer>B: False</answer>", "B"),
+    ],
+)  # fmt: skip
+def test_a_choices_own_text_denies_nothing(text, answer, choices):
+    assert judge(text, answer, choices).outcome == "right"
+
+
+@pytest.mark.parametrize("choices", [CITIES, None])
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{B is wrong}", r"\boxed{not B}", r"\boxed{\neg B}", r"\boxed{B} is wrong.", r"It is not \boxed{B}.", r"It can't be $\boxed{B}$", "<answer>not B</answer>",
+        "Answer: B is incorrect", "The answer is B, which is wrong", "I don't think the answer is B", "Answer: B (wrong)", "B) is wrong", "Answer: B isn't it",
+    ],
+)  # fmt: skip
+def test_a_denial_never_wins(text, choices):
+    assert judge(text, "B", choices).outcome == "unparseable"
+
+
+@pytest.mark.parametrize(
+    "text", ["Answer: B) Paris is wrong", r"\boxed{Paris is wrong}", r"\boxed{Paris} is not right"]
+)
+def test_a_denied_text_never_wins(text):
+    assert judge(text, "B", CITIES).outcome == "unparseable"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["B) London", r"\boxed{B) London}", "Answer: B. London", "Answer: B, London", "Answer: London (B)", "Answer: B) Rome", "Answer: B: Rome", r"\boxed{B} London"],
+)  # fmt: skip
+def test_a_letter_beside_a_text_that_is_not_its_own_is_no_pick(text):
+    assert judge(text, "B", CITIES).outcome == "unparseable"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Answer: B because it is not red", "Answer: B. The others are wrong.", "Answer: B) Paris because it is the capital", "Answer: Paris (B)", "(B), as it is the capital",
+        r"It is not \boxed{A}. It is \boxed{B}", r"If not, \boxed{B}", "Answer: (B) is correct", "**B) Paris**",
+    ],
+)  # fmt: skip
+def test_reasons_around_a_pick_deny_nothing(text):
+    assert judge(text, "B", CITIES).outcome == "right"
+
+
 def test_a_text_that_two_choices_share_is_no_pick():
     assert judge("yes", "A", ["yes", "Yes.", "no"]).outcome == "unparseable"
     assert judge("no", "C", ["yes", "Yes.", "no"]).outcome == "right"
