@@ -206,7 +206,7 @@ class RolloutConfig(Section):
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """Longest prompt, in tokens; a longer one is a malformed row."""
     temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature; the trainer divides its logits by the same number."""
+    """Sampling temperature, 0.01 to 2; the trainer divides its logits by the same number."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Must stay 1: the trainer cannot reproduce a truncated distribution."""
     top_k: int = Field(default=0, ge=0)
@@ -420,7 +420,7 @@ class EvalConfig(Section):
     num_samples: int = Field(default=1, ge=1)
     """Samples per problem (n)."""
     temperature: float = Field(default=0.0, ge=0)
-    """0 is greedy."""
+    """0 is greedy; else from 0.01 to 2."""
     verifier: str = ""
     """Judge of held-out answers; empty is verifier.name. Another one shows a reward that is being gamed, or
     what training on a random reward did."""
@@ -449,7 +449,7 @@ class SampleConfig(Section):
     num_samples: int = Field(default=8, ge=1)
     """Completions sampled of each problem."""
     keep_per_problem: int = Field(default=1, ge=1)
-    """Most accepted completions kept of each problem: the first by the order of their seeds, all different."""
+    """Most accepted completions kept of each problem: all different, the first by the order of their seeds."""
     min_reward: float = 1.0
     """Smallest reward that is accepted; an undecided verdict never is."""
 
