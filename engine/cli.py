@@ -116,6 +116,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     named = next((word for word in argv if not word.startswith("-")), None)
+    if not argv:
+        parser.error(f"what is to be done? {', '.join(VERBS)}; see verigrad --help")
     if problem := misspelt(argv, named):
         parser.error(problem)
     for verb, what in VERBS.items():
@@ -170,19 +172,20 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check the settings, print the resolved recipe and its batch algebra; reads no data or model",
+        help="check settings and verifier, print the resolved recipe and its batch algebra; reads no data",
     )
     parser.set_defaults(run=run_recipe)
 
 
 def run_recipe(args: argparse.Namespace) -> int:
     """Load the recipe; then, unless it is a dry run, import the engine and do what the verb says."""
-    from verigrad.engine import config, stages
+    from verigrad.engine import config, dry_run, stages
 
     if args.verb == "train" and stages.has_stages(args.recipe):
         return stages.run(args.recipe, args.overrides, dry_run=args.dry_run, debug=args.debug)
     cfg = config.load(args.recipe, args.overrides, verb=args.verb)
     if args.dry_run:
+        dry_run.check(cfg)
         print(config.to_toml(cfg))
         for name, value in config.batch_algebra(cfg):
             print(f"# {name}: {value}")

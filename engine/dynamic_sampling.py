@@ -69,11 +69,15 @@ def group_stats(groups: Sequence[VerifiedGroup], kept: Sequence[VerifiedGroup]) 
     `reward_std` is the mean over groups of the standard deviation within. `solve_all_frac` is
     the share of groups whose decided verdicts are all right, `solve_none_frac` of those whose decided rewards
     are all at most 0.
-    `reward` is NaN when nothing was decided.
+    `reward` is NaN when nothing was decided. `reward_parts/NAME` is the mean of a verdict's part of that
+    name, over the verdicts that have it.
     """
     rewards = [group.correctness for group in groups]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     decided = [reward for group in rewards for reward in group]
+    parts: dict[str, list[float]] = {}
+    for name, part in (pair for g in groups for v in g.verdicts if v.decided for pair in v.parts.items()):
+        parts.setdefault(name, []).append(part)
     return {
         "reward": statistics.fmean(decided) if decided else math.nan,
         "reward_std": _mean([statistics.stdev(group) for group in rewards if len(group) >= 2]),
@@ -83,6 +87,7 @@ def group_stats(groups: Sequence[VerifiedGroup], kept: Sequence[VerifiedGroup]) 
         "undecided_frac": _frac(len(rollouts) - len(decided), len(rollouts)),
         "completion_tokens_mean": _mean([rollout.num_completion_tokens for rollout in rollouts]),
         "truncated_frac": _frac(sum(rollout.truncated for rollout in rollouts), len(rollouts)),
+        **{f"reward_parts/{name}": statistics.fmean(values) for name, values in sorted(parts.items())},
     }
 
 

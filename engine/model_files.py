@@ -102,7 +102,8 @@ def _require_positions(cfg: Config, folder: Path) -> None:
     if isinstance(num_positions, int) and "factor" not in rope and longest > num_positions:
         raise ConfigError(
             f"rollout.max_prompt_tokens + rollout.max_tokens = {longest} is more than the {num_positions} "
-            "positions of policy.model; lower them"
+            f"positions of policy.model; lower them, e.g. rollout.max_tokens={num_positions // 2} "
+            f"rollout.max_prompt_tokens={num_positions - num_positions // 2}"
         )
 
 

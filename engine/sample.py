@@ -96,8 +96,8 @@ class SampleRun(Run):
         if not text:
             raise RunError(
                 f"nothing was kept: of all that was sampled, see {self.folder}/rollouts, the verifier "
-                "accepted no completion that can be learned from; start a new run with a better model, more "
-                "sample.num_samples, longer rollout.max_tokens or a lower sample.min_reward"
+                f"accepted no completion that can be learned from; remove {self.folder} and try a better "
+                "model, more sample.num_samples, longer rollout.max_tokens or a lower sample.min_reward"
             )
         self._write(SAMPLES, text)
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)

@@ -154,7 +154,7 @@ def train_step(loop: SftLoop, run: SftRun, cfg: Config, step: int) -> Metrics:
     metrics = combine([done])
     return {
         **{name: metrics[name] for name in REPORTED},
-        "skipped_updates": float(not done.applied),
+        "skipped_updates": float(not done.finite),
         "num_tokens": float(sum(int(batch.loss_mask.sum()) for batch in batches)),
         "epoch": loop.stream.epoch,
     }

@@ -16,13 +16,13 @@ from typing import Any
 import filelock
 
 from verigrad.engine import checkpoint, config, stage_recipe
+from verigrad.engine import dry_run as dry_run_checks
 from verigrad.engine.config import ConfigError
 from verigrad.engine.failures import WorkError
 from verigrad.engine.stage_recipe import Stage, StagedRecipe
-from verigrad.verifiers import registry
 from verigrad.verifiers.worker import die_with
 
-INTERRUPTED = 130
+INTERRUPTED, INPUT_IS_WRONG = 130, 2
 
 
 def has_stages(recipe: str) -> bool:
@@ -34,6 +34,7 @@ def run(recipe: str, overrides: Sequence[str], *, dry_run: bool, debug: bool) ->
     """Run the stages that are not done; returns the exit status of the one that ended it, or 0."""
     staged = stage_recipe.load(recipe, overrides)
     if dry_run:
+        require_verifiers(staged)
         show_recipe(staged)
         return 0
     require_all(staged)
@@ -78,7 +79,7 @@ def run_all(staged: StagedRecipe, *, debug: bool) -> int:
                 )
             if status:
                 how = f"stage {stage.name} ({stage.number} of {num}) ended with status {status}"
-                print(f"verigrad: {how}; run the same command again to go on there", file=sys.stderr)
+                print(f"verigrad: {how}; {remedy(stage, status)}", file=sys.stderr)
                 return status
     for stage in staged.stages:
         say(f"{stage.label}: {stage.result}")
@@ -105,22 +106,30 @@ def is_done(stage: Stage) -> bool:
     return last.is_dir() and checkpoint.damage(last) is None
 
 
+def remedy(stage: Stage, status: int) -> str:
+    """What to do about a stage that ended badly; finished ones stay in any case."""
+    if status == INPUT_IS_WRONG:
+        return "correct it and run the command again: finished stages are kept"
+    return (
+        "run the same command again to go on there; to give this stage other settings, remove "
+        f"{stage.cfg.run.folder} first: finished stages are kept"
+    )
+
+
 def require_all(staged: StagedRecipe) -> None:
     """Raise ConfigError for what would end a later stage, hours from now, and can be seen at once."""
     if absent := list(stage_recipe.missing_files(staged)):
         raise ConfigError(f"{staged.name}: {'; '.join(absent)}; correct the path")
+    require_verifiers(staged)
+
+
+def require_verifiers(staged: StagedRecipe) -> None:
+    """Raise ConfigError for a verifier of any stage that cannot be loaded as the recipe says."""
     for stage in staged.stages:
-        cfg = stage.cfg
-        if cfg.verb == "sft":
-            continue
-        wanted = [("verifier.name", cfg.verifier.name, cfg.verifier.options)]
-        if cfg.verb == "train" and cfg.eval.verifier:
-            wanted.append(("eval.verifier", cfg.eval.verifier, cfg.eval.verifier_options))
-        for setting, name, options in wanted:
-            try:
-                registry.load(name, options)
-            except ValueError as error:
-                raise ConfigError(f"{staged.name}: stage {stage.name}: {setting}: {error}") from error
+        try:
+            dry_run_checks.check_verifiers(stage.cfg)
+        except ConfigError as error:
+            raise ConfigError(f"{staged.name}: stage {stage.name}: {error}") from error
 
 
 def show_recipe(staged: StagedRecipe) -> None:

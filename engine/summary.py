@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from verigrad.engine import curve, rollout_file
+from verigrad.engine.catalogue import ROWS
 from verigrad.engine.checkpoint import name_of
 from verigrad.engine.intervals import paired_gain
 from verigrad.engine.run import Run
@@ -31,12 +32,23 @@ def show(run: Run, screen: Screen) -> int:
         idle = sum(row["entropy"] is None for row in metrics)
         if idle:
             rows.append(("steps with nothing to train on", f"{idle} of {len(metrics)}"))
+    rows.append(("what was trained", _method(run)))
     rows.append(("where the time went", _time_split(run.total_seconds())))
     picture = run.folder / "curve.png"
     curve.draw(picture, metrics, evals, title=run.folder.name)
     rows += [("run folder", relative(run.folder)), ("curve", relative(picture))]
     screen.summary(rows, title=f"{run.folder.name}: {len(metrics)} steps")
     return 0
+
+
+def _method(run: Run) -> str:
+    """The algorithm, its parts where they are not its own, and adapters."""
+    chosen, adapters = run.cfg.algorithm, run.cfg.lora
+    row = ROWS[chosen.name]
+    own = (row.advantage, row.loss, row.aggregation)
+    mixed = [part for part in (chosen.advantage, chosen.loss, chosen.aggregation) if part not in own]
+    words = [chosen.name, *(f"with {part}" for part in mixed)]
+    return ", ".join([*words, f"LoRA of rank {adapters.rank}" if adapters.rank else "all weights"])
 
 
 def _gain(run: Run, data: str, evals: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -205,3 +206,29 @@ def test_flags_and_settings_come_in_any_order(tmp_path):
         args = cli.parse(order)
         assert (args.verb, args.recipe, args.dry_run, args.debug) == ("train", recipe, True, True)
         assert sorted(args.overrides) == ["train.num_steps=7", "train.seed=3"]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (
+            "verifier.name=math_anwser",
+            "verifier.name: verifier 'math_anwser' is not known; did you mean 'math_answer'?",
+        ),
+        ("eval.verifier=nothing", "eval.verifier: verifier 'nothing' is not known"),
+        ("verifier.options={a=1}", "verifier.name: "),
+        ("policy.model=/no/such", "policy.model = '/no/such': no such folder"),
+    ],
+)
+def test_a_dry_run_sees_what_needs_no_data(tmp_path, monkeypatch, override, says):
+    recipe = write_recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        cli.run_recipe(cli.parse(["train", str(recipe), override, "--dry-run"]))
+
+
+def test_without_a_verb_the_verbs_are_named(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.parse([])
+    assert ended.value.code == 2
+    assert "what is to be done? train, sft, sample, algorithms, eval" in capsys.readouterr().err

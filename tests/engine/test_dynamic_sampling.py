@@ -121,3 +121,15 @@ def test_all_solved_is_what_the_verdicts_say_and_not_a_reward_of_one():
 def test_reward_is_unknown_when_nothing_was_decided():
     assert math.isnan(group_stats([group([None])], [])["reward"])
     assert group_stats([], [])["kept_frac"] == 0.0
+
+
+def test_the_mean_of_each_part_of_the_reward_is_reported():
+    verdicts = [
+        Verdict(1.2, "right", parts={"right": 1.0, "short": 0.2}),
+        Verdict(0.4, "partial", parts={"right": 0.0, "short": 0.4}),
+        Verdict(0.0, "timeout"),
+        Verdict.undecided("dead"),
+    ]
+    stats = group_stats([dataclasses.replace(group([1.0, 1.0, 0.0, None]), verdicts=verdicts)], [])
+    assert (stats["reward_parts/right"], stats["reward_parts/short"]) == pytest.approx((0.5, 0.3))
+    assert not [name for name in group_stats([group([1.0, 0.0])], []) if name.startswith("reward_parts")]
