@@ -449,7 +449,7 @@ class SampleConfig(Section):
     num_samples: int = Field(default=8, ge=1)
     """Completions sampled of each problem."""
     keep_per_problem: int = Field(default=1, ge=1)
-    """Most accepted completions kept of each problem: different ones, the first in the order of their seeds."""
+    """Most accepted completions kept of each problem: different ones, in the order of their seeds."""
     min_reward: float = 1.0
     """Smallest reward that is accepted; an undecided verdict never is."""
 
