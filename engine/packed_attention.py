@@ -53,9 +53,11 @@ def packed_attention(
             "packed attention does not compute; use a model without them"
         )
     outputs = []
-    for start, count, length in packed_runs:
-        piece = slice(start, start + count * length)
-        q, k, v = (_split(x[0, :, piece], count, length) for x in (query, key, value))
+    # Split, not sliced one by one: each slice's gradient would be as long as the whole batch.
+    sizes = [count * length for _, count, length in packed_runs]
+    pieces = zip(*(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True)
+    for (_, count, length), piece in zip(packed_runs, pieces, strict=True):
+        q, k, v = (_split(x, count, length) for x in piece)
         mask = None
         if sliding_window is not None and length > sliding_window:
             ahead = torch.arange(length, device=q.device)
