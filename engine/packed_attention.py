@@ -54,9 +54,9 @@ def packed_attention(
         )
     outputs = []
     # Split, not sliced one by one: each slice's gradient would be as long as the whole batch.
-    sizes = [count * length for _, count, length in packed_runs]
-    pieces = zip(*(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True)
-    for (_, count, length), piece in zip(packed_runs, pieces, strict=True):
+    sizes = [run[1] * run[2] for run in packed_runs]
+    pieces = zip(*(torch.split_with_sizes(x[0], sizes, dim=1) for x in (query, key, value)), strict=True)
+    for (_start, count, length), piece in zip(packed_runs, pieces, strict=True):
         q, k, v = (_split(x, count, length) for x in piece)
         mask = None
         if sliding_window is not None and length > sliding_window:
