@@ -111,6 +111,11 @@ def _groups(c: Config) -> Iterator[str]:
             f"algorithm.pass_k = {k:g} is more than rollout.group_size = {size}; lower it, or "
             "sample larger groups"
         )
+    if row_of(a)[0] == "pass_at_k" and k == size >= 2:
+        yield (
+            f"algorithm.pass_k = rollout.group_size = {size}: one right answer in a group then gives every "
+            "rollout the advantage 0; lower pass_k, or sample larger groups"
+        )
 
 
 def _bounds(a: AlgorithmConfig) -> Iterator[str]:

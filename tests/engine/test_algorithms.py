@@ -288,11 +288,12 @@ EXTRAS = {
     "lora": ["lora.rank=8", "optim.lr=3e-3"],
 }
 OWN = {  # what a row needs besides its name
+    "pass_at_k": ["algorithm.pass_k=2"],
     "gdpo": [
         "verifier.name=combine",
         'verifier.options={parts = {right = {verifier = "math_answer", gate = true}, '
         'short = {verifier = "length_budget", weight = 0.5, options = {unit = "characters", budget = 400}}}}',
-    ]
+    ],
 }
 SMALL = (
     "train.num_steps=5 rollout.backend=transformers rollout.groups_per_step=8 rollout.group_size=4 "

@@ -230,6 +230,10 @@ def test_what_is_not_there_is_answered_with_what_is(plain, override, says):
             "algorithm.name=pkpo algorithm.pass_k=9",
             "algorithm.pass_k = 9 is more than rollout.group_size = 8",
         ),
+        (
+            "algorithm.name=pass_at_k rollout.group_size=4",
+            "one right answer in a group then gives every",
+        ),
         ("algorithm.name=pass_at_k rollout.group_size=2", "algorithm.pass_k = 4 is more than rollout.group_"),
         ("algorithm.clip_low=1.5 train.num_minibatches=2", "asks for a negative ratio"),
         ("algorithm.name=dppo algorithm.clip_high=2 train.num_minibatches=2", "set them to at most 1"),
