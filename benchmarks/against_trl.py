@@ -1,7 +1,7 @@
 """Verigrad and TRL on the same work, in turn, each run in a fresh process: ratios with their spread.
 
     python benchmarks/against_trl.py --all                 all that follows
-    python benchmarks/against_trl.py ragged [--rounds 1]   one of benchmarks/work/
+    python benchmarks/against_trl.py ragged [--rounds 1]   one of benchmarks/races/
     python benchmarks/against_trl.py learning              accuracy against time on the quickstart
 
 A round is one run of each side, one after the other, so that a machine that grows slower does so for all.
@@ -29,7 +29,7 @@ Runs = dict[str, list[dict[str, Any]]]  # side -> its runs, in the order of the 
 
 def main() -> None:
     """Run what is asked for; exit status 1 when a bar is missed."""
-    names = sorted(path.stem for path in works.WORK.glob("*.toml"))
+    names = sorted(path.stem for path in works.RACES.glob("*.toml"))
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -51,7 +51,7 @@ def main() -> None:
         parser.error("--threads and --seeds are at least 1")
     python, missed = trl_env.ensure(), []
     for name in names if args.all else [name for name in args.what if name != "learning"]:
-        work = works.load(works.WORK / f"{name}.toml")
+        work = works.load(works.RACES / f"{name}.toml")
         row = race(work, python, rounds=args.rounds, steps=args.steps, threads=args.threads)
         measured.append_row(args.out / "against_trl.jsonl", row)
         print(table(row), flush=True)

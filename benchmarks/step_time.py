@@ -1,7 +1,7 @@
 """Seconds per step of `verigrad train`, where they go, tokens per second and peak memory, as JSON.
 
     python benchmarks/step_time.py RECIPE [section.key=value ...] [--steps 8] [--warmup 2] [--threads N]
-    python benchmarks/step_time.py benchmarks/work/fixed_3.6m.toml
+    python benchmarks/step_time.py benchmarks/races/fixed_3.6m.toml
 
 RECIPE is any recipe, a shipped one's name, or a work file of the races. Model, prompts, group size and
 lengths are the recipe's; overrides change them. It runs the command's own path in a fresh process, on a GPU

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-WORK = Path(__file__).resolve().parent / "work"
+RACES = Path(__file__).resolve().parent / "races"
 SIDES = ("verigrad", "trl_transformers", "trl_vllm")
 """Ours by its default path; TRL as it comes; TRL with vLLM in its process, patched to run on a CPU."""
 
@@ -47,7 +47,7 @@ def is_work(path: Path) -> bool:
 
 
 def load(path: Path) -> Work:
-    """Read benchmarks/work/NAME.toml; a name or table that is not known is an error."""
+    """Read benchmarks/races/NAME.toml; a name or table that is not known is an error."""
     tree = tomllib.loads(path.read_text())
     known = set(Work.__dataclass_fields__) - {"name"}
     if unknown := sorted(set(tree) - known):

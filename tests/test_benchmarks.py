@@ -40,7 +40,7 @@ def runs(ours, shipped, patched, *, tokens=100.0):
 
 
 def work(name):
-    return works.load(works.WORK / f"{name}.toml")
+    return works.load(works.RACES / f"{name}.toml")
 
 
 def test_a_ratio_is_taken_within_its_round():
@@ -92,7 +92,7 @@ def test_warm_up_steps_do_not_count():
     assert row["phases_s"] == {"generate": 0.5, "update": 1.0, "other": 1.0}
 
 
-@pytest.mark.parametrize("path", sorted(works.WORK.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(works.RACES.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_work_is_a_recipe(path, tmp_path):
     one = works.load(path)
     recipe = step_time.write_recipe(one, tmp_path)
@@ -142,7 +142,7 @@ def test_a_prompt_has_the_tokens_asked_for(tmp_path):
 
 
 def test_a_work_with_a_part_missing_or_unknown_is_told(tmp_path):
-    text = (works.WORK / "ragged.toml").read_text()
+    text = (works.RACES / "ragged.toml").read_text()
     (tmp_path / "w.toml").write_text(text.replace("groups = 4", ""))
     with pytest.raises(SystemExit, match="groups is missing"):
         works.load(tmp_path / "w.toml")
