@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         for name, reason in missing.items():
             if item.get_closest_marker(name):
-                # A laptop without the part can still test the rest; CI sets VERIGRAD_REQUIRE_ALL and never gets here.
+                # a laptop without the part can test the rest; CI never gets here (REQUIRE_ALL)
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 

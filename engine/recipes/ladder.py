@@ -37,6 +37,7 @@ SLICE = 16  # sequences padded to one length
 PIECE = r"<think>|</think>|\\boxed\{|[\s\S]"
 
 Calculation = tuple[int, str, int]  # first number, "+" or "*", second number
+Tokens = tuple[list[int], int]  # ids of a demonstration, and how many of them are prompt
 
 
 def problems(*, seed: int, num_problems: int = 7000, levels: Sequence[str] = LEVELS) -> list[dict[str, str]]:
@@ -173,12 +174,28 @@ def warm_start(
     batch_size: int,
     lr: float,
 ) -> None:
-    """Supervised learning on the completions of demonstrations; the learning rate falls linearly."""
-    optimizers = new_optimizers(policy)
+    """Supervised learning on the completions of demonstrations."""
     shown = demonstrations(rng)
+
+    def next_batch(done: float) -> list[Tokens]:
+        return [tokens_of(*next(shown)) for _ in range(batch_size)]
+
+    learn(policy, next_batch, progress, num_steps=num_steps, lr=lr)
+
+
+def learn(
+    policy: Any,
+    next_batch: Callable[[float], Sequence[Tokens]],
+    progress: Callable[[str, float], None],
+    *,
+    num_steps: int,
+    lr: float,
+    slice_size: int = SLICE,
+) -> None:
+    """One step per batch, which is asked for with the share done; the rate rises for 20 steps, then falls."""
+    optimizers = new_optimizers(policy)
     for step in range(num_steps):
-        batch = [tokens_of(*next(shown)) for _ in range(batch_size)]
-        loss = backward(policy, batch)
+        loss = backward(policy, next_batch(step / num_steps), slice_size=slice_size)
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -189,32 +206,32 @@ def warm_start(
             progress(f"warm start {step + 1}/{num_steps}, loss {loss:.2f}", (step + 1) / num_steps)
 
 
-def tokens_of(prompt: str, completion: str) -> tuple[list[int], int]:
+def tokens_of(prompt: str, completion: str) -> Tokens:
     """Token ids of a demonstration, and how many of them are prompt."""
     question = [BOS, *(TOKEN_IDS[piece] for piece in re.findall(PIECE, f"{prompt}<think>"))]
     return [*question, *(TOKEN_IDS[piece] for piece in re.findall(PIECE, completion)), EOS], len(question)
 
 
-def backward(policy: Any, batch: list[tuple[list[int], int]]) -> float:
+def backward(policy: Any, batch: Sequence[Tokens], *, slice_size: int = SLICE) -> float:
     """Gradients of the mean loss per completion token; sequences of like length together, to pad little."""
     batch = sorted(batch, key=lambda item: len(item[0]))
     num_tokens = sum(len(ids) - num_prompt for ids, num_prompt in batch)
     total = 0.0
-    for start in range(0, len(batch), SLICE):
-        loss = slice_loss(policy, batch[start : start + SLICE]) / num_tokens
+    for start in range(0, len(batch), slice_size):
+        loss = slice_loss(policy, batch[start : start + slice_size]) / num_tokens
         torch.autograd.backward(loss)
         total += loss.item()
     return total
 
 
-def slice_loss(policy: Any, batch: list[tuple[list[int], int]]) -> Tensor:
+def slice_loss(policy: Any, batch: Sequence[Tokens]) -> Tensor:
     """Summed loss of the completions' tokens."""
     length = max(len(ids) for ids, _ in batch)
     input_ids = torch.tensor([ids + [PAD] * (length - len(ids)) for ids, _ in batch])  # [S, L]
     labels = torch.tensor([[-100] * n + ids[n:] + [-100] * (length - len(ids)) for ids, n in batch])  # [S, L]
-    logits = policy(input_ids=input_ids, use_cache=False).logits  # [S, L, V]
+    logits = policy(input_ids=input_ids.to(policy.device), use_cache=False).logits  # [S, L, V]
     return torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(policy.device), reduction="sum"
     )
 
 

@@ -19,15 +19,14 @@ import itertools
 import random
 import re
 import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from verigrad.engine.recipes.ladder import new_optimizers, seeded_torch
+from verigrad.engine.recipes.ladder import Tokens, learn, seeded_torch
 
 __maker_sources__ = ("verigrad.engine.recipes.ladder",)  # a change there makes the model anew
 
@@ -249,52 +248,19 @@ def warm_start(
     batch_size: int,
     lr: float,
 ) -> None:
-    """Supervised learning on the completions; the learning rate rises for 20 steps and falls linearly."""
-    optimizers = new_optimizers(policy)
-    for step in range(num_steps):
-        teacher = demonstrations(rng, shown=shown, progress=step / num_steps)
-        batch = [tokens_of(*pair) for pair in itertools.islice(teacher, batch_size)]
-        loss = backward(policy, batch)
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, (step + 1) / 20) * max(0.02, 1 - step / num_steps)
-            optimizer.step()
-            optimizer.zero_grad()
-        if step % 10 == 9 or step + 1 == num_steps:
-            progress(f"warm start {step + 1}/{num_steps}, loss {loss:.2f}", (step + 1) / num_steps)
+    """Supervised learning on the completions of a teacher who tires."""
+
+    def next_batch(done: float) -> list[Tokens]:
+        teacher = demonstrations(rng, shown=shown, progress=done)
+        return [tokens_of(*pair) for pair in itertools.islice(teacher, batch_size)]
+
+    learn(policy, next_batch, progress, num_steps=num_steps, lr=lr, slice_size=SLICE)
 
 
-def tokens_of(prompt: str, completion: str) -> tuple[list[int], int]:
+def tokens_of(prompt: str, completion: str) -> Tokens:
     """Token ids of a demonstration, and how many of them are prompt."""
     question = [BOS, *(TOKEN_IDS[piece] for piece in re.findall(PIECE, f"{prompt}<think>"))]
     return [*question, *(TOKEN_IDS[piece] for piece in re.findall(PIECE, completion)), EOS], len(question)
-
-
-def backward(policy: Any, batch: Sequence[tuple[list[int], int]]) -> float:
-    """Gradients of the mean loss per completion token; sequences of like length together, to pad little."""
-    batch = sorted(batch, key=lambda item: len(item[0]))
-    num_tokens = sum(len(ids) - num_prompt for ids, num_prompt in batch)
-    total = 0.0
-    for start in range(0, len(batch), SLICE):
-        loss = slice_loss(policy, batch[start : start + SLICE]) / num_tokens
-        torch.autograd.backward(loss)
-        total += loss.item()
-    return total
-
-
-def slice_loss(policy: Any, batch: Sequence[tuple[list[int], int]]) -> Tensor:
-    """Summed loss of the completions' tokens."""
-    length = max(len(ids) for ids, _ in batch)
-    pad = [[PAD] * (length - len(ids)) for ids, _ in batch]
-    input_ids = torch.tensor([[*ids, *p] for (ids, _), p in zip(batch, pad, strict=True)])  # [S, L]
-    labels = torch.tensor(
-        [[-100] * n + ids[n:] + [-100] * len(p) for (ids, n), p in zip(batch, pad, strict=True)]
-    )  # [S, L]
-    logits = policy(input_ids=input_ids.to(policy.device), use_cache=False).logits  # [S, L, V]
-    return torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(policy.device), reduction="sum"
-    )
 
 
 def new_model(size: Size) -> Any:
