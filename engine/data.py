@@ -104,7 +104,7 @@ def held_out_of(
         found = scan(rows, cfg.columns, cfg.on_bad_row, name=cfg.eval_path, accept=accept)
         sets[short_name(cfg.eval_path)] = whole_or_some(found, cfg.num_eval, seed=seed)
     elif table is not None and cfg.num_eval:
-        chosen = choose(table, cfg.num_eval, seed=seed)
+        chosen = choose(table.prompts, cfg.num_eval, seed=seed)
         sets["held_out"] = HeldOut(list(table.problems(chosen)), table.prompts[chosen])
     for name, one in cfg.evals.items():
         if name in sets:
@@ -121,7 +121,7 @@ def held_out_of(
 def whole_or_some(table: "Table", num_wanted: int, *, seed: int) -> HeldOut:
     """At most `num_wanted` problems (0 is all); a prompt left out of them may be measured by the next run."""
     some = 0 < num_wanted < len(table.good)
-    positions = choose(table, num_wanted, seed=seed) if some else np.arange(len(table.good))
+    positions = choose(table.prompts, num_wanted, seed=seed) if some else np.arange(len(table.good))
     return HeldOut(list(table.problems(positions)), table.prompts, table.num_skipped, table.first_skipped)
 
 
@@ -140,13 +140,13 @@ def first_problem(cfg: DataConfig, *, seed: int) -> Problem:
     raise ConfigError(f"{cfg.path} gives no problems. Expected rows with 'prompt' and 'answer'.")
 
 
-def choose(table: "Table", num_wanted: int, *, seed: int) -> NDArray[np.int64]:
-    """Positions, in order, of `num_wanted` different prompts: those with the smallest seeded hash."""
+def choose(prompts: NDArray[np.uint64], num_wanted: int, *, seed: int) -> NDArray[np.int64]:
+    """Positions, in order, of one row each of `num_wanted` prompts: those with the smallest seeded hash."""
     if num_wanted == 0:
         return np.zeros(0, np.int64)
-    prompts, first = np.unique(table.prompts, return_index=True)
-    rank = [digest([seed, int(prompt)]) for prompt in prompts]
-    chosen = sorted(range(len(prompts)), key=rank.__getitem__)[:num_wanted]
+    different, first = np.unique(prompts, return_index=True)
+    rank = [digest([seed, int(prompt)]) for prompt in different]
+    chosen = sorted(range(len(different)), key=rank.__getitem__)[:num_wanted]
     return np.sort(first[chosen]).astype(np.int64)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verigrad.engine.config import ConfigError, DataConfig
-from verigrad.engine.data import digest, hash_of_all, normalised
+from verigrad.engine.data import choose, digest, hash_of_all, normalised
 from verigrad.engine.rows import BadRow, Rows, read_rows, short_name
 from verigrad.engine.sft_rows import Encoder, Example, to_source
 
@@ -157,14 +157,6 @@ def require_source(cfg: DataConfig, *, seed: int) -> None:
     raise ConfigError(
         f"{cfg.path} gives no examples. Expected rows with 'messages', or 'prompt' and 'completion'."
     )
-
-
-def choose(prompts: NDArray[np.uint64], num_wanted: int, *, seed: int) -> NDArray[np.int64]:
-    """Positions, in order, of one row each of `num_wanted` prompts: those with the smallest seeded hash."""
-    different, first = np.unique(prompts, return_index=True)
-    rank = [digest([seed, int(prompt)]) for prompt in different]
-    chosen = sorted(range(len(different)), key=rank.__getitem__)[:num_wanted]
-    return np.sort(first[chosen]).astype(np.int64)
 
 
 class ExampleStream:
