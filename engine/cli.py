@@ -24,6 +24,9 @@ VERBS = {
     "eval": "score models and run folders on held-out problems, and compare them",
     "verify": "score a file of answers with a verifier",
     "verifiers": "list the verifiers there are, and where each comes from",
+    "audit": "attack a verifier before training on it, or put a sandbox through the conformance suite",
+    "replay": "judge recorded rollouts again, with the same verifier or another one",
+    "sandboxes": "list the sandboxes there are and which work here; --build makes the container's image",
 }
 """Verb -> what it does. Those of RECIPE_VERBS take a recipe; the others bring their own arguments."""
 
@@ -31,7 +34,10 @@ RECIPE_VERBS = ("train", "sft", "sample")
 
 MODULES = {
     "algorithms": "verigrad.engine.list_algorithms",
+    "audit": "verigrad.engine.audit",
     "eval": "verigrad.engine.eval",
+    "replay": "verigrad.engine.replay",
+    "sandboxes": "verigrad.engine.list_sandboxes",
     "verify": "verigrad.engine.verify",
     "verifiers": "verigrad.engine.list_verifiers",
 }

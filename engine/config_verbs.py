@@ -13,7 +13,9 @@ OWN = ("sft", "sample")  # sections of one command alone, named as it
 SECTIONS: Mapping[str, frozenset[str]] = {
     "train": frozenset(Config.model_fields) - set(OWN),
     "sft": frozenset({"train", "run", "data", "prompts", "policy", "lora", "optim", "eval", "sft"}),
-    "sample": frozenset({"train", "run", "data", "prompts", "rollout", "verifier", "policy", "sample"}),
+    "sample": frozenset(
+        {"train", "run", "data", "prompts", "rollout", "verifier", "sandbox", "policy", "sample"}
+    ),
 }
 """Command -> the sections it reads."""
 
@@ -29,6 +31,7 @@ NOT: Mapping[tuple[str, str], frozenset[str]] = {
     ("sft", "data"): frozenset({"evals"}),
     ("sft", "lora"): frozenset({"load"}),
     ("sample", "rollout"): frozenset({"group_size"}),
+    ("sample", "verifier"): frozenset({"steady_undecided_frac", "steady_undecided_steps"}),
     ("sample", "policy"): frozenset({"gradient_checkpointing", "tokens_per_batch", "head_chunk_tokens"}),
 }
 """Command and section -> the few settings of it that are not read."""

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from verigrad.engine import sandboxing
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.failures import WorkError
+from verigrad.engine.sandboxing import NoSandbox
 from verigrad.engine.schema import RolloutGroup, VerifiedGroup
 from verigrad.engine.settings import EvalConfig, EvalSet
+from verigrad.sandboxes.base import SandboxUnavailable
 from verigrad.verifiers.base import Problem, Verdict
 from verigrad.verifiers.isolation import VerifierPool
 
@@ -44,7 +47,10 @@ class Scorer:
                 deadline_s=verifier.deadline_s,
                 memory_mb=verifier.memory_mb,
                 seed=cfg.train.seed,
+                sandbox=sandboxing.settings_of(cfg.sandbox),
             )
+        except SandboxUnavailable as error:
+            raise NoSandbox(f"{setting} = {name!r} runs what it judges in a sandbox, and {error}") from error
         except ValueError as error:  # no such verifier, or not with these options
             raise ConfigError(f"{setting}: {error}") from error
 

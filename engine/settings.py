@@ -249,6 +249,75 @@ class VerifierConfig(Section):
     """Memory limit of one worker."""
     max_undecided_frac: float = Field(default=0.5, ge=0, le=1)
     """Stop the run when more than this share of one step's verdicts is undecided."""
+    steady_undecided_frac: float = Field(default=0.05, ge=0, le=1)
+    """Pause the run when the undecided share stays above this for steady_undecided_steps steps in a row."""
+    steady_undecided_steps: int = Field(default=5, ge=1)
+    """Steps in a row for steady_undecided_frac."""
+    cache: bool = True
+    """Take a verdict on the same problem and response from memory; never undecided ones, agent tasks or
+    controls."""
+    audit: Literal["quick", "off"] = "quick"
+    """Before training, attack the verifier on a few rows and refuse one that is fooled: see docs/audit.md."""
+    audit_rows: int = Field(default=8, ge=1)
+    """Rows of the data that the audit before training looks at."""
+
+
+class SandboxConfig(Section):
+    """sandboxes/registry.py and sandboxes/pool.py; see docs/sandboxes.md."""
+
+    backend: str = "auto"
+    """container, bubblewrap, local_process, a registered name or `path/to/file.py:name`; auto takes the
+    strongest that works here and says which."""
+    trusted: bool = False
+    """Allow local_process, which holds nothing back but runaways: only for code you would run yourself."""
+    image: str = ""
+    """container: image to run in; empty is the one that `verigrad sandboxes --build` makes."""
+    runtime: str = ""
+    """container: another runtime of the engine, such as runsc (gVisor); empty is the engine's own."""
+    docker_host: str = ""
+    """container: the engine's address, e.g. that of a rootless Docker or a Podman socket; empty is the
+    environment's."""
+    memory_mb: int = Field(default=1024, ge=64)
+    """Memory of one whole sandbox."""
+    disk_mb: int = Field(default=64, ge=1)
+    """Files that one sandbox can hold."""
+    pids: int = Field(default=128, ge=8)
+    """Processes of one whole sandbox."""
+    cpus: float = Field(default=1.0, gt=0)
+    """Processors one sandbox can use."""
+    options: dict[str, Any] = {}
+    """Keyword arguments for a sandbox that is not built in."""
+    retries: int = Field(default=2, ge=0)
+    """More sandboxes tried for one check after one was lost under it."""
+    patience_s: float = Field(default=60.0, ge=0)
+    """How long an engine that does not answer is waited for before a check is undecided."""
+
+
+class AgentConfig(Section):
+    """engine/episode.py; see docs/agents.md."""
+
+    tools: list[str] = []
+    """Tools the model may call, in a sandbox of its own: shell, python, edit_file, or `path/to/file.py:name`.
+    Empty samples one completion per rollout."""
+    protocol: Literal["auto", "chat", "text"] = "auto"
+    """How tools are called: in the chat template's own format, or plain <tool>...</tool> text; auto takes the
+    template's where there is one."""
+    max_turns: int = Field(default=8, ge=1)
+    """Most turns of the model in one episode; a row's meta.max_turns may set fewer."""
+    max_turn_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of one turn; empty is rollout.max_tokens, which bounds all that follows the prompt."""
+    max_seconds: float = Field(default=120.0, gt=0)
+    """Wall time of one episode, the model's own turns included."""
+    tool_seconds: float = Field(default=10.0, gt=0)
+    """Wall time of one tool call."""
+    observation_chars: int = Field(default=2000, ge=1)
+    """Most characters of a tool's output that the model is shown; the middle is left out."""
+    max_sandboxes: int = Field(default=8, ge=1)
+    """Sandboxes open at once; an episode waits for one."""
+    artifacts: list[str] = ["."]
+    """Files and folders of the final state that are kept and judged."""
+    artifact_mb: int = Field(default=4, ge=1)
+    """Most of it, in MiB; an attempt that leaves more is wrong."""
 
 
 class AlgorithmConfig(Section):
@@ -465,6 +534,8 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     dynamic_sampling: DynamicSamplingConfig = DynamicSamplingConfig()
     verifier: VerifierConfig = VerifierConfig()
+    sandbox: SandboxConfig = SandboxConfig()
+    agent: AgentConfig = AgentConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     policy: PolicyConfig = PolicyConfig()
     lora: LoraConfig = LoraConfig()

@@ -26,7 +26,8 @@ class Attempt:
     text: str  # the whole completion, thinking included
     truncated: bool = False  # cut off by the token limit
     transcript: Sequence[Message] = ()  # agent tasks: every turn, in order
-    sandbox: Any = None  # agent tasks: the world the attempt left behind
+    snapshot: bytes | None = None  # agent tasks: the files it left behind, as Sandbox.save packs them
+    sandbox: Any = None  # where runs = "sandbox": a clean Sandbox, the snapshot's files in it
 
     @property
     def final_text(self) -> str:
@@ -99,8 +100,8 @@ class Verifier(Protocol):
         ...
 
 
-Runs = Literal["worker", "inline"]
-RUNS: tuple[Runs, ...] = ("worker", "inline")
+Runs = Literal["worker", "inline", "sandbox"]
+RUNS: tuple[Runs, ...] = ("worker", "inline", "sandbox")
 POLICY_ATTRIBUTE = "__verigrad_policy__"
 Plain = TypeVar("Plain")
 
@@ -111,7 +112,9 @@ class Policy:
 
     name: str = ""
     version: str = "0"
-    runs: Runs = "worker"  # "worker": a killable process; "inline": trusted pure code, in this process
+    # "worker": a killable process; "sandbox": one that has a clean `sandbox` for each attempt;
+    # "inline": trusted pure code, in the engine's own process.
+    runs: Runs = "worker"
     deadline_s: float = 10.0  # wall time of one call, enforced by killing the worker
     canary: Mapping[str, Any] | None = (
         None  # {"response", "answer", "prompt"?, "meta"?} that must earn a reward

@@ -30,7 +30,7 @@ OF_ATTEMPT: dict[str, Callable[[Attempt, int], Any]] = {
     "index": lambda attempt, index: index,
 }
 GROUP_OF_ATTEMPT = {
-    {"index": "indices", "sandbox": "sandboxes"}.get(name, name + "s"): name for name in OF_ATTEMPT
+    {"index": "indices"}.get(name, name + "s"): name for name in OF_ATTEMPT if name != "sandbox"
 }
 GROUP_OF_PROBLEM = {"prompts": "prompt", "answers": "answer", "metas": "meta", "problem_ids": "problem_id"}
 RESERVED = {*OF_PROBLEM, *OF_ATTEMPT, *GROUP_OF_ATTEMPT, *GROUP_OF_PROBLEM}
@@ -142,10 +142,15 @@ def bind(target: Any, *, name: str, source: str, options: Mapping[str, Any]) -> 
             f"verifier {name!r} asks for the whole group and for {', '.join(sorted(mixed))} of one attempt; "
             f"use the plural names only"
         )
-    if policy.runs == "worker" and names & {"sandbox", "sandboxes"}:
+    if policy.runs != "sandbox" and "sandbox" in names:
         raise ValueError(
-            f"verifier {name!r} asks for `sandbox`, which cannot travel to a worker process; "
-            "declare it with @verifier(..., runs='inline')"
+            f"verifier {name!r} asks for `sandbox`, which only those get that say so; "
+            "declare it with @verifier(..., runs='sandbox')"
+        )
+    if policy.runs == "sandbox" and group:
+        raise ValueError(
+            f"verifier {name!r} runs in a sandbox and asks for the whole group; each attempt has a sandbox "
+            "of its own, so ask for the singular names"
         )
     own_check_row = getattr(target, "check_row", None)
     return LoadedVerifier(name, source, doc, policy, call, wanted, group, dict(options), own_check_row)

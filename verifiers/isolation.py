@@ -4,6 +4,7 @@ One thread per worker slot takes one check at a time, so a hung sample costs one
 nothing else. Trusted `inline` verifiers run in the slot's thread, without a process.
 """
 
+import base64
 import contextlib
 import json
 import logging
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
+from verigrad.sandboxes.pool import SandboxSettings
 from verigrad.verifiers import blame, registry
 from verigrad.verifiers.base import Attempt, Problem, Verdict
 from verigrad.verifiers.worker import EXIT_MEMORY
@@ -43,7 +45,12 @@ class VerifierPool:
         memory_mb: int = 2048,
         seed: int = 0,
         max_text: int = MAX_TEXT,
+        sandbox: SandboxSettings | None = None,
     ) -> None:
+        """`sandbox`: where a verifier with runs = "sandbox" runs what it judges; None is the strongest here.
+
+        SandboxUnavailable when there is none.
+        """
         if num_workers < 1:
             raise ValueError(f"num_workers = {num_workers}: a pool needs at least 1 worker")
         self.verifier = registry.load(verifier, options)
@@ -51,10 +58,13 @@ class VerifierPool:
         self.deadline_s = policy.deadline_s if deadline_s is None else deadline_s
         if not self.deadline_s > 0:
             raise ValueError(f"deadline_s = {deadline_s}: expected a number of seconds above 0")
-        self._order = _plain(
-            {"verifier": verifier, "options": dict(options or {}), "memory_mb": memory_mb, "seed": seed},
-            f"the options of verifier {verifier!r}",
-        )
+        order = {"verifier": verifier, "options": dict(options or {}), "memory_mb": memory_mb, "seed": seed}
+        if policy.runs == "sandbox":
+            # Chosen once, here: a worker that is started later must not end up in a weaker one.
+            self.sandbox = (sandbox or SandboxSettings()).chosen()
+            order["sandbox"] = self.sandbox.to_json()
+            self.deadline_s += self.sandbox.patience_s  # waiting for an engine that restarts blames nobody
+        self._order = _plain(order, f"the options of verifier {verifier!r}")
         self._seed, self._max_text = seed, max_text
         self._cwd = os.getcwd()
         self._queue: queue.SimpleQueue[_Check | None] = queue.SimpleQueue()
@@ -284,7 +294,12 @@ class _Check:
 
     def message(self) -> dict[str, Any]:
         attempts = [
-            {"text": one.text, "truncated": one.truncated, "transcript": list(one.transcript)}
+            {
+                "text": one.text,
+                "truncated": one.truncated,
+                "transcript": list(one.transcript),
+                "snapshot": None if one.snapshot is None else base64.b64encode(one.snapshot).decode(),
+            }
             for one in self.attempts
         ]
         return {"problem": self.sent, "attempts": attempts, "indices": self.indices}

@@ -4,6 +4,7 @@ Started by verifiers/isolation.py as `python -m verigrad.verifiers.worker`. Noth
 parent, so whatever happens in here can say a wrong verdict at worst, never run code there.
 """
 
+import base64
 import ctypes
 import dataclasses
 import json
@@ -16,8 +17,10 @@ import traceback
 from collections.abc import Mapping
 from typing import IO, Any
 
+from verigrad.sandboxes.base import Sandbox
+from verigrad.sandboxes.pool import SandboxPool
 from verigrad.verifiers import blame, registry
-from verigrad.verifiers.base import Attempt, Problem
+from verigrad.verifiers.base import Attempt, Problem, Verdict
 from verigrad.verifiers.binding import LoadedVerifier
 
 PR_SET_PDEATHSIG = 1
@@ -40,6 +43,7 @@ def main() -> None:
         verifier = registry.load(order["verifier"], order["options"])
         if verifier.policy.warm_up:
             verifier.policy.warm_up()
+        boxes = SandboxPool.of(order["sandbox"]) if verifier.policy.runs == "sandbox" else None
     except BaseException as error:
         say(verdicts, {"failed": blame.user_traceback(error)})
         return
@@ -47,19 +51,26 @@ def main() -> None:
     home = os.getpid()
     for line in checks:
         check = json.loads(line)
-        reply = judge(verifier, check, seed=order["seed"])
+        reply = judge(verifier, check, boxes, seed=order["seed"])
         if os.getpid() != home:
             os._exit(0)  # a child that the verifier forked came back: it must neither answer nor read checks
         say(verdicts, {**reply, "turn": check["turn"]})
 
 
-def judge(verifier: LoadedVerifier, check: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
+def judge(
+    verifier: LoadedVerifier, check: Mapping[str, Any], boxes: SandboxPool | None, *, seed: int
+) -> dict[str, Any]:
     """One check's verdicts, or what the verifier raised; a lack of memory ends this process."""
     started = time.perf_counter()
     problem = Problem(**check["problem"])
-    attempts = [Attempt(**attempt) for attempt in check["attempts"]]
+    attempts = [attempt_of(row) for row in check["attempts"]]
+
+    def answers_in(box: Sandbox | None) -> list[Verdict]:
+        placed = attempts if box is None else [in_sandbox(attempt, box) for attempt in attempts]
+        return verifier.judge(problem, placed, indices=check["indices"], seed=seed)
+
     try:
-        answers = verifier.judge(problem, attempts, indices=check["indices"], seed=seed)
+        answers = boxes.run(answers_in) if boxes else answers_in(None)
         verdicts = [{**dataclasses.asdict(answer), "parts": dict(answer.parts)} for answer in answers]
         # Here and not in `say`: a part that is no number is the verifier's fault, and is reported as such.
         json.dumps(verdicts)
@@ -74,6 +85,19 @@ def judge(verifier: LoadedVerifier, check: Mapping[str, Any], *, seed: int) -> d
             "traceback": blame.user_traceback(error)[-8000:],
             "seconds": time.perf_counter() - started,
         }
+
+
+def attempt_of(row: Mapping[str, Any]) -> Attempt:
+    """An attempt as it travelled."""
+    snapshot = row.get("snapshot")
+    return Attempt(**{**row, "snapshot": None if snapshot is None else base64.b64decode(snapshot)})
+
+
+def in_sandbox(attempt: Attempt, box: Sandbox) -> Attempt:
+    """The attempt with a clean sandbox, what it left behind unpacked in it."""
+    if attempt.snapshot is not None:
+        box.load(attempt.snapshot)
+    return dataclasses.replace(attempt, sandbox=box)
 
 
 def die_with(parent: int) -> None:

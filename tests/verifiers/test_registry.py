@@ -153,12 +153,12 @@ def test_a_group_verifier_must_answer_for_everyone():
 
 def test_the_decorator_refuses_what_cannot_run():
     with pytest.raises(ValueError, match="not available"):
-        verifier("it", runs="sandbox")
+        verifier("it", runs="elsewhere")
     with pytest.raises(ValueError, match="above 0"):
         verifier("it", deadline_s=0)
     with pytest.raises(ValueError, match="needs 'response' and 'answer'"):
         verifier("it", canary={"prompt": "?"})
-    with pytest.raises(ValueError, match="runs='inline'"):
+    with pytest.raises(ValueError, match="runs='sandbox'"):
         bind(lambda text, sandbox: True, name="boxed", source="here", options={})
 
 
