@@ -11,16 +11,14 @@ Pairs of numbers are reserved for one side by their hash: no problem, in either 
 seen in a demonstration.
 """
 
-import hashlib
 import random
-import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from verigrad.engine.recipes.warm_start import SPECIAL, Alphabet, Tokens, is_reserved, learn, seeded_torch
+
+__maker_sources__ = ("verigrad.engine.recipes.warm_start",)  # a change there makes the model anew
 
 LEVELS = ("add2", "add3", "add4", "add5", "mul2", "mul3", "mul4")  # operation and digits
 DEMO_WEIGHTS = {2: 0.36, 3: 0.30, 4: 0.20, 5: 0.14}  # by digits: the teacher likes easy ones
@@ -28,16 +26,14 @@ WORKS_OUT, GUESSES_RIGHT, SLIPS = 0.4, 0.3, 0.05  # the teacher's habits, as sha
 SLIP_SIZES = {"+": (-2, -1, 1, 2), "*": (-10, -1, 1, 10)}
 LARGEST_STEP = {"+": 19, "*": 89}  # 9+9+1 and 9*9+8
 
-NAMED_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<think>", "</think>", "\\boxed{")
+NAMED_TOKENS = (*SPECIAL, "<think>", "</think>", "\\boxed{")
 CHARACTERS = "0123456789+-*/=()., ;:<>?{}%\nabcdefghijklmnopqrstuvwxyz"
-VOCABULARY = (*NAMED_TOKENS, *CHARACTERS, "<reserved0>", "<reserved1>")  # 64
-TOKEN_IDS = {token: i for i, token in enumerate(VOCABULARY)}
-PAD, EOS, BOS = (TOKEN_IDS[token] for token in ("<pad>", "<eos>", "<bos>"))
-SLICE = 16  # sequences padded to one length
-PIECE = r"<think>|</think>|\\boxed\{|[\s\S]"
+ALPHABET = Alphabet(
+    (*NAMED_TOKENS, *CHARACTERS, "<reserved0>", "<reserved1>"),  # 64
+    piece=r"<think>|</think>|\\boxed\{|[\s\S]",
+)
 
 Calculation = tuple[int, str, int]  # first number, "+" or "*", second number
-Tokens = tuple[list[int], int]  # ids of a demonstration, and how many of them are prompt
 
 
 def problems(*, seed: int, num_problems: int = 7000, levels: Sequence[str] = LEVELS) -> list[dict[str, str]]:
@@ -75,8 +71,7 @@ def draw(level: str, rng: random.Random) -> Calculation:
 
 def is_demonstrated(a: int, b: int) -> bool:
     """Whether this pair of numbers, in either order, is reserved for demonstrations: a third of all are."""
-    pair = f"{min(a, b)},{max(a, b)}".encode()
-    return int.from_bytes(hashlib.blake2b(pair, digest_size=8).digest(), "big") % 3 == 0
+    return is_reserved(f"{min(a, b)},{max(a, b)}")
 
 
 def prompt_of(a: int, op: str, b: int) -> str:
@@ -148,23 +143,6 @@ def model(
     new_tokenizer().save_pretrained(folder)
 
 
-@contextmanager
-def seeded_torch(seed: int) -> Iterator[None]:
-    """Seed torch and keep it to one thread, and leave both as they were.
-
-    The operations are so small that a second thread costs more in waiting than it brings, and with one the
-    weights do not depend on the number of cores.
-    """
-    num_threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(num_threads)
-
-
 def warm_start(
     policy: Any,
     rng: random.Random,
@@ -183,112 +161,16 @@ def warm_start(
     learn(policy, next_batch, progress, num_steps=num_steps, lr=lr)
 
 
-def learn(
-    policy: Any,
-    next_batch: Callable[[float], Sequence[Tokens]],
-    progress: Callable[[str, float], None],
-    *,
-    num_steps: int,
-    lr: float,
-    slice_size: int = SLICE,
-) -> None:
-    """One step per batch, which is asked for with the share done; the rate rises for 20 steps, then falls."""
-    optimizers = new_optimizers(policy)
-    for step in range(num_steps):
-        loss = backward(policy, next_batch(step / num_steps), slice_size=slice_size)
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, (step + 1) / 20) * max(0.02, 1 - step / num_steps)
-            optimizer.step()
-            optimizer.zero_grad()
-        if step % 10 == 9 or step + 1 == num_steps:
-            progress(f"warm start {step + 1}/{num_steps}, loss {loss:.2f}", (step + 1) / num_steps)
-
-
 def tokens_of(prompt: str, completion: str) -> Tokens:
     """Token ids of a demonstration, and how many of them are prompt."""
-    question = [BOS, *(TOKEN_IDS[piece] for piece in re.findall(PIECE, f"{prompt}<think>"))]
-    return [*question, *(TOKEN_IDS[piece] for piece in re.findall(PIECE, completion)), EOS], len(question)
-
-
-def backward(policy: Any, batch: Sequence[Tokens], *, slice_size: int = SLICE) -> float:
-    """Gradients of the mean loss per completion token; sequences of like length together, to pad little."""
-    batch = sorted(batch, key=lambda item: len(item[0]))
-    num_tokens = sum(len(ids) - num_prompt for ids, num_prompt in batch)
-    total = 0.0
-    for start in range(0, len(batch), slice_size):
-        loss = slice_loss(policy, batch[start : start + slice_size]) / num_tokens
-        torch.autograd.backward(loss)
-        total += loss.item()
-    return total
-
-
-def slice_loss(policy: Any, batch: Sequence[Tokens]) -> Tensor:
-    """Summed loss of the completions' tokens."""
-    length = max(len(ids) for ids, _ in batch)
-    input_ids = torch.tensor([ids + [PAD] * (length - len(ids)) for ids, _ in batch])  # [S, L]
-    labels = torch.tensor([[-100] * n + ids[n:] + [-100] * (length - len(ids)) for ids, n in batch])  # [S, L]
-    logits = policy(input_ids=input_ids.to(policy.device), use_cache=False).logits  # [S, L, V]
-    return torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(policy.device), reduction="sum"
-    )
-
-
-def new_optimizers(policy: Any) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between the layers, AdamW for the rest."""
-    matrices: list[torch.nn.Parameter] = []
-    rest: list[torch.nn.Parameter] = []
-    for name, parameter in policy.named_parameters():
-        inner = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
-        (matrices if inner else rest).append(parameter)
-    return [
-        torch.optim.Muon(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
+    return ALPHABET.demonstration(f"{prompt}<think>", completion)
 
 
 def new_model(hidden_size: int, num_layers: int) -> Any:
-    """An untrained Llama; embedding and head are not tied, so a sampler can be updated weight by weight.
-
-    Not a Qwen2: for that model type transformers 5 replaces the saved tokenizer by Qwen2's own.
-    """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(VOCABULARY),
-            hidden_size=hidden_size,
-            intermediate_size=2 * hidden_size,
-            num_hidden_layers=num_layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            tie_word_embeddings=False,
-            bos_token_id=BOS,
-            eos_token_id=EOS,
-            pad_token_id=PAD,
-        )
-    )
+    """An untrained Llama."""
+    return ALPHABET.llama(hidden_size, num_layers)
 
 
 def new_tokenizer() -> Any:
     """One token per character, and one for each of `<think>`, `</think>` and `\\boxed{`."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordLevel(dict(TOKEN_IDS), unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", BOS)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        bos_token="<bos>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-        model_max_length=256,
-    )
+    return ALPHABET.tokenizer()

@@ -17,7 +17,6 @@ reserved for one side by a hash of value and operations: none is on two of shown
 import hashlib
 import itertools
 import random
-import re
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from typing import Any
 
 import torch
 
-from verigrad.engine.recipes.ladder import Tokens, learn, seeded_torch
+from verigrad.engine.recipes.warm_start import SPECIAL, Alphabet, Tokens, learn, seeded_torch
 
-__maker_sources__ = ("verigrad.engine.recipes.ladder",)  # a change there makes the model anew
+__maker_sources__ = ("verigrad.engine.recipes.warm_start",)  # a change there makes the model anew
 
 OPERATIONS = (*(("+", n) for n in range(1, 10)), ("*", 3), ("*", 7), ("*", 9))
 """Each is a bijection of the last digits 0 .. 9, so that an answer is any of them, equally often."""
@@ -37,14 +36,12 @@ FRESH, TIRED_WORKS_OUT = 0.75, 0.3  # share of the steps in which it works all o
 LABELS = string.ascii_lowercase[:16]
 MAX_STEPS = len(LABELS)  # a label for each line
 MAX_LINES = 8  # in a demonstration; a program has lines that are not run
-NAMED_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<think>", "</think>", "\\boxed{", "}", ";", "=", "?")
-VOCABULARY = (
-    *NAMED_TOKENS, *string.digits, *LABELS, *(f"{label}{op}{n}" for label in LABELS for op, n in OPERATIONS),
+NAMED_TOKENS = (*SPECIAL, "<think>", "</think>", "\\boxed{", "}", ";", "=", "?")
+ALPHABET = Alphabet(
+    (*NAMED_TOKENS, *string.digits, *LABELS,
+     *(f"{label}{op}{n}" for label in LABELS for op, n in OPERATIONS)),
+    piece=r"<think>|</think>|\\boxed\{|[a-p][+*][1-9]|[\s\S]",
 )  # fmt: skip
-TOKEN_IDS = {token: i for i, token in enumerate(VOCABULARY)}
-PAD, EOS, BOS = (TOKEN_IDS[token] for token in ("<pad>", "<eos>", "<bos>"))
-PIECE = r"<think>|</think>|\\boxed\{|[a-p][+*][1-9]|[\s\S]"
-POSITIONS = 256  # more than the tokens of a prompt of 16 lines and its thought
 SLICE = 32  # sequences padded to one length
 
 Operation = tuple[str, int]  # "+" or "*", and a number
@@ -259,51 +256,16 @@ def warm_start(
 
 def tokens_of(prompt: str, completion: str) -> Tokens:
     """Token ids of a demonstration, and how many of them are prompt."""
-    question = [BOS, *(TOKEN_IDS[piece] for piece in re.findall(PIECE, f"{prompt}<think>"))]
-    return [*question, *(TOKEN_IDS[piece] for piece in re.findall(PIECE, completion)), EOS], len(question)
+    return ALPHABET.demonstration(f"{prompt}<think>", completion)
 
 
 def new_model(size: Size) -> Any:
-    """An untrained Llama with heads of 32 or 64 dimensions, which vLLM's CPU build can take.
-
-    Embedding and head are not tied, so that a sampler can be updated weight by weight.
-    """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(VOCABULARY),
-            hidden_size=size.hidden_size,
-            intermediate_size=2 * size.hidden_size,
-            num_hidden_layers=size.num_layers,
-            num_attention_heads=size.num_heads,
-            num_key_value_heads=size.num_kv_heads,
-            max_position_embeddings=POSITIONS,
-            tie_word_embeddings=False,
-            bos_token_id=BOS,
-            eos_token_id=EOS,
-            pad_token_id=PAD,
-        )
+    """An untrained Llama with heads of 32 or 64 dimensions, which vLLM's CPU build can take."""
+    return ALPHABET.llama(
+        size.hidden_size, size.num_layers, num_heads=size.num_heads, num_kv_heads=size.num_kv_heads
     )
 
 
 def new_tokenizer() -> Any:
     """One token per label, digit and line, and one for each of `<think>`, `</think>` and `\\boxed{`."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordLevel(dict(TOKEN_IDS), unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", BOS)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        bos_token="<bos>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-        model_max_length=POSITIONS,
-    )
+    return ALPHABET.tokenizer()

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from verigrad.engine import makers
 from verigrad.engine.config import ConfigError, DataConfig
 from verigrad.engine.data import load
-from verigrad.engine.recipes import ladder
+from verigrad.engine.recipes import ladder, warm_start
 
 PROBLEMS = "verigrad.engine.recipes.ladder:problems"
 MODEL = "verigrad.engine.recipes.ladder:model"
@@ -159,5 +159,5 @@ def test_loss_counts_completion_tokens_only():
         ladder.tokens_of("1+1=?", "</think>\\boxed{2}"),
     ]
     assert [len(ids) - num_prompt for ids, num_prompt in batch] == [7, 5]
-    assert ladder.slice_loss(policy, batch).item() == pytest.approx(12 * 4.158883, rel=1e-5)
-    assert ladder.backward(policy, batch) == pytest.approx(4.158883, rel=1e-5)
+    assert warm_start.slice_loss(policy, batch).item() == pytest.approx(12 * 4.158883, rel=1e-5)
+    assert warm_start.backward(policy, batch) == pytest.approx(4.158883, rel=1e-5)

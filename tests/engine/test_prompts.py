@@ -30,7 +30,7 @@ def shown(prompter, problem=SUM):
 
 def test_a_text_prompt_gets_one_bos_and_the_prefill_as_one_token():
     ids = prompter(prefill="<think>").token_ids(SUM)
-    assert ids == [2, *(ladder.TOKEN_IDS[c] for c in "57+48=?"), ladder.TOKEN_IDS["<think>"]]
+    assert ids == [2, *(ladder.ALPHABET.ids[c] for c in "57+48=?"), ladder.ALPHABET.ids["<think>"]]
 
 
 @pytest.mark.parametrize("template", [CHAT, CHAT_WITH_BOS])
@@ -83,13 +83,13 @@ def test_a_template_adds_its_instruction_below_the_problem(template, word):
 
 
 def test_text_is_prefill_and_completion_without_special_tokens():
-    ids = [ladder.TOKEN_IDS[t] for t in ("1", "</think>", "\\boxed{", "2", "}", "<eos>", "<pad>")]
+    ids = [ladder.ALPHABET.ids[t] for t in ("1", "</think>", "\\boxed{", "2", "}", "<eos>", "<pad>")]
     assert prompter(prefill="<think>").text_of(ids) == "<think>1</think>\\boxed{2}"
     assert prompter(prefill="<think>").opening == "<think>"
 
 
 def test_spaces_before_punctuation_survive():
-    ids = [ladder.TOKEN_IDS[c] for c in "a , b . ? z"]
+    ids = [ladder.ALPHABET.ids[c] for c in "a , b . ? z"]
     assert prompter().text_of(ids) == "a , b . ? z"
 
 
@@ -143,6 +143,6 @@ def test_the_hash_changes_with_what_shapes_a_prompt():
 def test_a_thought_that_the_template_opens_is_one_for_the_verifier(template, prefill, opening):
     built = prompter(template, prefill=prefill)
     assert built.opening == opening
-    cut = built.text_of([ladder.TOKEN_IDS[piece] for piece in ("\\boxed{", "6", "}")])
+    cut = built.text_of([ladder.ALPHABET.ids[piece] for piece in ("\\boxed{", "6", "}")])
     attempt = Attempt(cut)
     assert attempt.final_text == ("" if "<think>" in opening else cut)

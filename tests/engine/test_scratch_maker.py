@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from verigrad.engine import makers
 from verigrad.engine.config import ConfigError, DataConfig
 from verigrad.engine.data import load
-from verigrad.engine.recipes import ladder, scratch
+from verigrad.engine.recipes import scratch, warm_start
 from verigrad.engine.settings import EvalSet
 
 PROBLEMS = "verigrad.engine.recipes.scratch:problems"
@@ -124,7 +124,7 @@ def test_the_longest_program_fits_the_models_positions():
     task = scratch.Task(0, (("+", 1),) * 16, scratch.LABELS, rows[0]["prompt"])
     thought, answer = scratch.work_out(task, Scripted(0.99))
     ids, _ = scratch.tokens_of(task.prompt, f"{thought}</think>\\boxed{{{answer}}}")
-    assert len(ids) < scratch.POSITIONS
+    assert len(ids) < scratch.ALPHABET.positions
 
 
 @pytest.mark.parametrize(
@@ -200,4 +200,4 @@ def test_loss_counts_completion_tokens_only():
         scratch.tokens_of("f+3g+1;2ff=?", "</think>\\boxed{9}"),
     ]
     assert [len(ids) - num_prompt for ids, num_prompt in batch] == [10, 5]
-    assert ladder.backward(policy, batch) == pytest.approx(5.433722, rel=1e-5)
+    assert warm_start.backward(policy, batch) == pytest.approx(5.433722, rel=1e-5)
