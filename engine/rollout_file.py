@@ -1,7 +1,8 @@
-"""Rollouts of one step as a Parquet file: everything that happened, one row per rollout."""
+"""Rollouts of one step to a Parquet file, all that happened, a row each; and back to what was judged."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verigrad.engine.checkpoint import sync_to_disk
-from verigrad.engine.schema import ScoredGroup, VerifiedGroup
+from verigrad.engine.schema import Episode, Rollout, ScoredGroup, VerifiedGroup
+from verigrad.verifiers.base import Attempt, Message, Problem, Verdict
 
 SCHEMA = pa.schema(
     [
@@ -19,6 +21,7 @@ SCHEMA = pa.schema(
         ("problem_id", pa.string()),
         ("prompt", pa.string()),
         ("answer", pa.string()),
+        ("json_columns", pa.list_(pa.string())),  # which of prompt and answer are JSON, not text
         ("meta", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
         ("loss_mask", pa.list_(pa.bool_())),
@@ -27,6 +30,13 @@ SCHEMA = pa.schema(
         ("text", pa.string()),
         ("finish_reason", pa.string()),
         ("seed", pa.int64()),
+        ("stop_reason", pa.string()),  # this and what follows: null where there was no episode
+        ("stop_detail", pa.string()),
+        ("num_turns", pa.int64()),
+        ("num_tool_calls", pa.int64()),
+        ("num_tool_errors", pa.int64()),
+        ("transcript", pa.string()),  # JSON
+        ("snapshot", pa.binary()),  # tar; null too where there was no final state
         ("reward", pa.float64()),
         ("outcome", pa.string()),
         ("parts", pa.string()),
@@ -62,6 +72,9 @@ def _rows(step: int, position: int, group: VerifiedGroup, scored: ScoredGroup | 
         "problem_id": _unicode(problem.id),
         "prompt": _unicode(as_text(problem.prompt)),
         "answer": _unicode(as_text(problem.answer)),
+        "json_columns": [
+            name for name in ("prompt", "answer") if not isinstance(getattr(problem, name), str)
+        ],
         "meta": json.dumps(dict(problem.meta), default=str),
         "kept": scored is not None,
     }
@@ -76,6 +89,7 @@ def _rows(step: int, position: int, group: VerifiedGroup, scored: ScoredGroup | 
             "text": _unicode(rollout.text),
             "finish_reason": rollout.finish_reason,
             "seed": rollout.seed,
+            **_episode_columns(rollout.episode),
             "reward": verdict.reward,
             "outcome": verdict.outcome,
             "parts": json.dumps(dict(verdict.parts)),
@@ -86,6 +100,94 @@ def _rows(step: int, position: int, group: VerifiedGroup, scored: ScoredGroup | 
         }
         for index, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True))
     ]
+
+
+def _episode_columns(episode: Episode | None) -> dict[str, Any]:
+    if episode is None:
+        return {}
+    return {
+        "stop_reason": episode.stop_reason,
+        "stop_detail": _unicode(episode.detail),
+        "num_turns": episode.num_turns,
+        "num_tool_calls": episode.num_calls,
+        "num_tool_errors": episode.num_errors,
+        "transcript": json.dumps(list(episode.transcript)),
+        "snapshot": episode.snapshot,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One row of a file of rollouts: what was judged, and what was said of it."""
+
+    step: int
+    group: int  # position in the step; rows of one group share its problem
+    index: int  # in the group
+    problem: Problem
+    attempt: Attempt
+    verdict: Verdict
+    episode: Episode | None  # where it has a verdict of its own, no verifier was asked
+    kept: bool  # trained on
+
+
+JUDGED = [
+    "step", "group", "index", "problem_id", "prompt", "answer", "json_columns", "meta", "text",
+    "finish_reason", "stop_reason", "stop_detail", "num_turns", "num_tool_calls", "num_tool_errors",
+    "transcript", "snapshot", "reward", "outcome", "parts", "reason", "extracted", "verify_s", "kept",
+]  # fmt: skip
+
+
+def read_attempts(path: Path) -> Iterator[Recorded]:
+    """What a verifier was given and said, row by row, in the file's order, which is group by group.
+
+    Values that JSON does not hold (a date, say) come back as text, and half a surrogate pair as ?.
+    """
+    file = pq.ParquetFile(path)
+    columns = [name for name in JUDGED if name in file.schema_arrow.names]
+    for batch in file.iter_batches(batch_size=64, columns=columns):
+        for row in batch.to_pylist():
+            yield _recorded(row)
+
+
+def _recorded(row: Mapping[str, Any]) -> Recorded:
+    as_json = row.get("json_columns") or ()
+    prompt, answer = (
+        json.loads(row[name]) if name in as_json else row[name] for name in ("prompt", "answer")
+    )
+    episode = _episode(row)
+    rollout = Rollout([], [], [], [], row["text"], row["finish_reason"], 0, episode)
+    return Recorded(
+        step=row["step"],
+        group=row["group"],
+        index=row["index"],
+        problem=Problem(row["problem_id"], prompt, answer, json.loads(row["meta"])),
+        attempt=rollout.attempt,
+        verdict=Verdict(
+            row["reward"],
+            row["outcome"],
+            parts=json.loads(row["parts"]),
+            reason=row["reason"],
+            seconds=row["verify_s"],
+            extracted=row["extracted"],
+        ),
+        episode=episode,
+        kept=row["kept"],
+    )
+
+
+def _episode(row: Mapping[str, Any]) -> Episode | None:
+    if row.get("stop_reason") is None:
+        return None
+    transcript: list[Message] = json.loads(row["transcript"])
+    return Episode(
+        stop_reason=row["stop_reason"],
+        transcript=transcript,
+        snapshot=row["snapshot"],
+        num_turns=row["num_turns"],
+        num_calls=row["num_tool_calls"],
+        num_errors=row["num_tool_errors"],
+        detail=row["stop_detail"],
+    )
 
 
 def as_text(value: object) -> str:

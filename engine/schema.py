@@ -12,23 +12,57 @@ from typing import Literal
 
 from torch import Tensor
 
-from verigrad.verifiers.base import Attempt, Problem, Verdict
+from verigrad.verifiers.base import Attempt, Message, Problem, Verdict
 
 FinishReason = Literal["stop", "length", "abort"]
+StopReason = Literal[
+    "answered",  # a turn without a tool call: the model was done
+    "max_turns", "max_tokens", "max_seconds",  # a limit of [agent] or [rollout]
+    "too_large",  # it left more files than agent.artifact_mb
+    "sandbox_lost", "setup_failed",  # ours: nothing can be said of the attempt
+]  # fmt: skip
 Metrics = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
-    """One sampled attempt: the prompt and the completion as one token sequence."""
+class Episode:
+    """How an attempt in several turns went, tools called in between; see engine/episode.py."""
 
-    token_ids: Sequence[int]  # [L] prompt, then exactly the ids the engine emitted (EOS included)
+    stop_reason: StopReason
+    transcript: Sequence[Message]  # what followed the prompt: the model's messages and the tools', in order
+    snapshot: bytes | None  # the files it left behind, as Sandbox.save packs them; None without a final state
+    num_turns: int  # of the model
+    num_calls: int  # of tools
+    num_errors: int = 0  # calls that were malformed, unknown, or failed
+    detail: str = ""  # one line for people: why it was stopped, where that needs saying
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The verdict that needs no verifier, or None: a lost sandbox decides nothing, a flood is wrong."""
+        if self.stop_reason in ("sandbox_lost", "setup_failed"):
+            return Verdict.undecided(f"{self.stop_reason}: {self.detail}")
+        if self.stop_reason == "too_large":
+            return Verdict.wrong(f"too_large: {self.detail}")
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled attempt: the prompt and all that followed as one token sequence.
+
+    In an episode, what tools answered stands between the sampled tokens, with loss_mask False.
+    """
+
+    token_ids: Sequence[
+        int
+    ]  # [L] prompt, then exactly the ids the engine emitted (EOS included), turn by turn
     loss_mask: Sequence[bool]  # [L] True where the policy sampled the token
     logprobs: Sequence[float]  # [L] under the policy that sampled it, at its temperature; 0.0 elsewhere
     policy_versions: Sequence[int]  # [L] optimizer steps behind the weights that sampled it; -1 elsewhere
-    text: str  # what the verifier reads: forced prefix and completion, special tokens removed
+    text: str  # what the verifier reads: forced prefix and completion (of an episode: its last turn)
     finish_reason: FinishReason
     seed: int
+    episode: Episode | None = None  # None where one completion is all
 
     def __post_init__(self) -> None:
         lengths = {
@@ -47,6 +81,11 @@ class Rollout:
         return self.finish_reason != "stop"
 
     @property
+    def settled(self) -> Verdict | None:
+        """Its verdict where that needs no verifier."""
+        return None if self.episode is None else self.episode.verdict
+
+    @property
     def num_completion_tokens(self) -> int:
         """Tokens the policy sampled."""
         return sum(self.loss_mask)
@@ -54,7 +93,14 @@ class Rollout:
     @property
     def attempt(self) -> Attempt:
         """What a verifier gets to see."""
-        return Attempt(self.text, truncated=self.truncated)
+        if self.episode is None:
+            return Attempt(self.text, truncated=self.truncated)
+        return Attempt(
+            self.text,
+            truncated=self.truncated,
+            transcript=self.episode.transcript,
+            snapshot=self.episode.snapshot,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ class Scorer:
         """Hand each group to the workers as it arrives; returns when the last has arrived."""
         pending = []
         for position, group in arriving:
-            attempts = [rollout.attempt for rollout in group.rollouts]
+            attempts = [rollout.attempt for rollout in group.rollouts if rollout.settled is None]
             try:
                 verdicts = self.pool.submit(group.problem, attempts)
             except ValueError as error:  # the row lacks what the verifier asks for
@@ -77,7 +77,7 @@ class Scorer:
         """All verdicts, in order of position: which group was sampled or judged first leaves no trace."""
         ordered = sorted(pending, key=lambda item: item.position)
         return [
-            VerifiedGroup(item.group.problem, item.group.rollouts, item.verdicts.result()) for item in ordered
+            VerifiedGroup(item.group.problem, item.group.rollouts, _with_settled(item)) for item in ordered
         ]
 
     def too_undecided(self, groups: Sequence[VerifiedGroup]) -> bool:
@@ -108,6 +108,12 @@ class Scorer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.pool.close()
+
+
+def _with_settled(item: Pending) -> list[Verdict]:
+    """The group's verdicts, those among them that no verifier was asked for."""
+    judged = iter(item.verdicts.result())
+    return [rollout.settled or next(judged) for rollout in item.group.rollouts]
 
 
 class Judges:
