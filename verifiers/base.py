@@ -120,6 +120,10 @@ class Policy:
         None  # {"response", "answer", "prompt"?, "meta"?} that must earn a reward
     )
     warm_up: Callable[[], None] | None = None  # slow imports, done before the clock of a check starts
+    control: bool = False  # a reward that knows nothing, on purpose: reported, never refused, never cached
+    shaping: bool = False  # pays for the form of an attempt, whatever it answers
+    # What the audit takes for a right response to a problem; None where its row has no oracle.
+    gold: Callable[[Problem], str | None] | None = None
 
 
 def verifier(
@@ -130,15 +134,21 @@ def verifier(
     deadline_s: float = 10.0,
     canary: Mapping[str, Any] | None = None,
     warm_up: Callable[[], None] | None = None,
+    control: bool = False,
+    shaping: bool = False,
+    gold: Callable[[Problem], str | None] | None = None,
 ) -> Callable[[Plain], Plain]:
-    """Give a plain function or class a name, a version and an execution policy; it stays what it was."""
+    """Give a plain function or class a name, a version and an execution policy; it stays what it was.
+
+    `control`, `shaping` and `gold` tell the audit what to expect: see docs/audit.md.
+    """
     if runs not in RUNS:
         raise ValueError(f"verifier {name!r}: runs={runs!r} is not available; use one of {', '.join(RUNS)}")
     if not deadline_s > 0:
         raise ValueError(f"verifier {name!r}: deadline_s={deadline_s}; expected a number of seconds above 0")
     if canary is not None and not {"response", "answer"} <= set(canary):
         raise ValueError(f"verifier {name!r}: canary has {sorted(canary)}; it needs 'response' and 'answer'")
-    policy = Policy(name, version, runs, deadline_s, canary, warm_up)
+    policy = Policy(name, version, runs, deadline_s, canary, warm_up, control, shaping, gold)
 
     def mark(target: Plain) -> Plain:
         setattr(target, POLICY_ATTRIBUTE, policy)

@@ -5,7 +5,7 @@ import hashlib
 from verigrad.verifiers.base import Verdict, verifier
 
 
-@verifier("random", version="1", runs="inline")
+@verifier("random", version="1", runs="inline", control=True)
 def random_reward(problem_id: str, response: str, index: int, seed: int, p: float = 0.5) -> Verdict:
     """Right with probability p, whatever the attempt says.
 
