@@ -16,6 +16,7 @@ from verigrad.verifiers.binding import LoadedVerifier, bind
 
 GROUP = "verigrad.verifiers"
 BUILTIN = {
+    "agent_task": "verigrad.verifiers.agent_task:AgentTask",
     "answer_format": "verigrad.verifiers.answer_format:answer_format",
     "combine": "verigrad.verifiers.combine:Combine",
     "countdown": "verigrad.verifiers.countdown:countdown",
