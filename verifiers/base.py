@@ -124,6 +124,9 @@ class Policy:
     shaping: bool = False  # pays for the form of an attempt, whatever it answers
     # What the audit takes for a right response to a problem; None where its row has no oracle.
     gold: Callable[[Problem], str | None] | None = None
+    # Whether an equal attempt at an equal problem may take this one's verdict from memory. None: yes, unless
+    # it asks for the seed, the attempt's place or its siblings.
+    cache: bool | None = None
 
 
 def verifier(
@@ -137,10 +140,12 @@ def verifier(
     control: bool = False,
     shaping: bool = False,
     gold: Callable[[Problem], str | None] | None = None,
+    cache: bool | None = None,
 ) -> Callable[[Plain], Plain]:
     """Give a plain function or class a name, a version and an execution policy; it stays what it was.
 
-    `control`, `shaping` and `gold` tell the audit what to expect: see docs/audit.md.
+    `control`, `shaping` and `gold` tell the audit what to expect: see docs/audit.md. `cache = False` says
+    that two equal attempts may be judged differently: see docs/health.md.
     """
     if runs not in RUNS:
         raise ValueError(f"verifier {name!r}: runs={runs!r} is not available; use one of {', '.join(RUNS)}")
@@ -148,7 +153,7 @@ def verifier(
         raise ValueError(f"verifier {name!r}: deadline_s={deadline_s}; expected a number of seconds above 0")
     if canary is not None and not {"response", "answer"} <= set(canary):
         raise ValueError(f"verifier {name!r}: canary has {sorted(canary)}; it needs 'response' and 'answer'")
-    policy = Policy(name, version, runs, deadline_s, canary, warm_up, control, shaping, gold)
+    policy = Policy(name, version, runs, deadline_s, canary, warm_up, control, shaping, gold, cache)
 
     def mark(target: Plain) -> Plain:
         setattr(target, POLICY_ATTRIBUTE, policy)

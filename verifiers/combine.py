@@ -13,6 +13,7 @@ from verigrad.verifiers.base import POLICY_ATTRIBUTE, Attempt, Policy, Problem, 
 from verigrad.verifiers.binding import LoadedVerifier
 from verigrad.verifiers.marked import short
 from verigrad.verifiers.options import flag, number, shown
+from verigrad.verifiers.verdict_cache import repeatable
 
 MAX_PARTS = 20
 PART_KEYS = ("verifier", "weight", "gate", "options")
@@ -167,6 +168,7 @@ def _policy(parts: Sequence[Part]) -> Policy:
         deadline_s=sum(policy.deadline_s * n for policy, n in zip(policies, times, strict=True)),
         canary=_canary([part.verifier.policy.canary for part in parts if part.counts]),
         warm_up=_all_of([policy.warm_up for policy in policies if policy.warm_up]),
+        cache=all(repeatable(part.verifier) for part in parts),
     )
 
 

@@ -4,26 +4,25 @@ One thread per worker slot takes one check at a time, so a hung sample costs one
 nothing else. Trusted `inline` verifiers run in the slot's thread, without a process.
 """
 
-import base64
 import contextlib
-import json
 import logging
 import os
 import queue
-import statistics
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from verigrad.sandboxes.pool import SandboxSettings
 from verigrad.verifiers import blame, registry
 from verigrad.verifiers.base import Attempt, Problem, Verdict
+from verigrad.verifiers.pool_checks import Check, Group, bounded, plain_row, problem_json
+from verigrad.verifiers.pool_stats import PoolStats
+from verigrad.verifiers.verdict_cache import VerdictCache, cacheable
 from verigrad.verifiers.worker import EXIT_MEMORY
 from verigrad.verifiers.worker_process import WorkerDied, WorkerLate, WorkerProcess
 
@@ -46,10 +45,12 @@ class VerifierPool:
         seed: int = 0,
         max_text: int = MAX_TEXT,
         sandbox: SandboxSettings | None = None,
+        cache: bool = False,
     ) -> None:
         """`sandbox`: where a verifier with runs = "sandbox" runs what it judges; None is the strongest here.
 
-        SandboxUnavailable when there is none.
+        SandboxUnavailable when there is none. `cache`: an attempt that was judged before is not judged again
+        (see verdict_cache.py for which).
         """
         if num_workers < 1:
             raise ValueError(f"num_workers = {num_workers}: a pool needs at least 1 worker")
@@ -64,16 +65,20 @@ class VerifierPool:
             self.sandbox = (sandbox or SandboxSettings()).chosen()
             order["sandbox"] = self.sandbox.to_json()
             self.deadline_s += self.sandbox.patience_s  # waiting for an engine that restarts blames nobody
-        self._order = _plain(order, f"the options of verifier {verifier!r}")
+        self._order = plain_row(order, f"the options of verifier {verifier!r}")
         self._seed, self._max_text = seed, max_text
         self._cwd = os.getcwd()
-        self._queue: queue.SimpleQueue[_Check | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[Check | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # of the statistics, the cache and who waits for whom
         self._closed = False
-        self._stats = _Stats()
+        self._stats, self._recent = PoolStats(), PoolStats()
+        remembers = cache and cacheable(self.verifier)
+        self._cache = VerdictCache(self.verifier, options or {}, seed=seed) if remembers else None
+        self._followers: dict[bytes, list[Check]] = {}  # equal to one that is being judged
         self._inline = policy.runs == "inline"
         self._workers: dict[int, WorkerProcess] = {}
         self._failed_starts = 0  # in a row
+        self._unproven: set[int] = set()  # slots whose worker was killed or died, before a known case passed
         self._threads = [
             threading.Thread(target=self._slot, args=(slot,), name=f"verifier-{slot}", daemon=True)
             for slot in range(1 if self._inline else num_workers)
@@ -97,21 +102,28 @@ class VerifierPool:
         if self._closed:
             raise RuntimeError("this VerifierPool is closed; submit before close()")
         self.verifier.check_row(problem)
-        attempts = [_bounded(attempt, self._max_text) for attempt in attempts]
-        sent = {} if self._inline else _problem_json(problem)
-        group = _Group(len(attempts))
+        attempts = [bounded(attempt, self._max_text) for attempt in attempts]
+        sent = {} if self._inline else problem_json(problem)
+        group = Group(len(attempts))
         if not attempts:
             group.future.set_result([])
+        keys = self._cache.keys(sent, attempts) if self._cache is not None else [None] * len(attempts)
         whole = [list(range(len(attempts)))] if self.verifier.group else [[n] for n in range(len(attempts))]
         for indices in whole if attempts else []:
-            check = _Check(problem, [attempts[n] for n in indices], indices, group, sent)
-            self._queue.put(check)
+            key = keys[indices[0]]
+            self._place(Check(problem, [attempts[n] for n in indices], indices, group, sent, key))
         return group.future
 
     def stats(self) -> dict[str, Any]:
         """Counts so far, the slowest check, and the median and 99th percentile of seconds per check."""
         with self._lock:
             return self._stats.summary()
+
+    def take_stats(self) -> PoolStats:
+        """What happened since this was last asked."""
+        with self._lock:
+            recent, self._recent = self._recent, PoolStats(queue_max=self._queue.qsize())
+        return recent
 
     def worker_pids(self) -> list[int]:
         """The process ids of the workers alive now."""
@@ -127,12 +139,62 @@ class VerifierPool:
                 break
             if check is not None:
                 check.group.future.cancel()
+        with self._lock:
+            waiting = [follower for followers in self._followers.values() for follower in followers]
+        for follower in waiting:
+            follower.group.future.cancel()
         for _ in self._threads:
             self._queue.put(None)
         for worker in list(self._workers.values()):
             worker.process.kill()  # its thread sees the end of the pipe, and cleans up
         for thread in self._threads:
             thread.join(10)
+
+    def _place(self, check: Check) -> None:
+        """Answer a check from memory, have it wait for an equal one that is being judged, or queue it."""
+        if check.key is not None and self._cache is not None:
+            with self._lock:
+                known = self._cache.get(check.key)
+                if known is None and check.key in self._followers:
+                    self._followers[check.key].append(check)
+                    return
+                if known is None:
+                    self._followers[check.key] = []
+                else:
+                    self._count_cached([known])
+            if known is not None:
+                check.group.settle(check.indices, [known], closed=self._closed)
+                return
+        self._enqueue(check)
+
+    def _enqueue(self, check: Check) -> None:
+        self._queue.put(check)
+        with self._lock:
+            for stats in (self._stats, self._recent):
+                stats.queue_max = max(stats.queue_max, self._queue.qsize())
+
+    def _settle(self, check: Check, verdicts: Sequence[Verdict]) -> None:
+        """Hand out a check's verdicts, also to those that waited for it where they are fit to be kept."""
+        followers: list[Check] = []
+        shared: Verdict | None = None
+        with self._lock:
+            for stats in (self._stats, self._recent):
+                stats.add(verdicts, sample=check.sample)
+            if check.key is not None and self._cache is not None:
+                followers = self._followers.pop(check.key, [])
+                if self._cache.put(check.key, verdicts[0]):
+                    shared = replace(verdicts[0], seconds=0.0)
+                    self._count_cached([shared] * len(followers))
+        check.group.settle(check.indices, verdicts, closed=self._closed)
+        for follower in followers:
+            if shared is not None or self._closed:
+                follower.group.settle(follower.indices, [shared or verdicts[0]], closed=self._closed)
+            else:  # what went wrong there says nothing about it: each is judged by itself
+                self._enqueue(replace(follower, key=None))
+
+    def _count_cached(self, verdicts: Sequence[Verdict]) -> None:
+        for stats in (self._stats, self._recent):
+            stats.count(verdicts, cached=True)
 
     def _slot(self, slot: int) -> None:
         if not self._inline:
@@ -146,9 +208,7 @@ class VerifierPool:
                 verdicts = [Verdict.undecided("the verifier pool itself failed; see the log")] * len(
                     check.indices
                 )
-            with self._lock:
-                self._stats.add(check, verdicts)
-            check.group.settle(check.indices, verdicts, closed=self._closed)
+            self._settle(check, verdicts)
         self._stop(slot)
         if check is not None:
             check.group.future.cancel()
@@ -176,7 +236,7 @@ class VerifierPool:
         worker = self._workers.pop(slot, None)
         return worker.kill() if worker else 0
 
-    def _inline_verdicts(self, check: "_Check") -> list[Verdict]:
+    def _inline_verdicts(self, check: Check) -> list[Verdict]:
         started = time.perf_counter()
         try:
             verdicts = self.verifier.judge(
@@ -189,52 +249,58 @@ class VerifierPool:
         seconds = time.perf_counter() - started
         return [replace(verdict, seconds=seconds) for verdict in verdicts]
 
-    def _verdicts(self, slot: int, check: "_Check") -> list[Verdict]:
+    def _verdicts(self, slot: int, check: Check) -> list[Verdict]:
         """Judge in the slot's worker; one that was killed or died is tried once more before anyone is blamed.
 
         The first time it may have been the machine: a paused process, a swap storm, a kill from outside.
+        After every kill or death the fresh worker must judge a known case before it judges anything else.
         """
         started = time.perf_counter()
-        for attempt in range(2):
+        verdicts = self._judged(slot, check)
+        if isinstance(verdicts, Verdict):  # of the pool's own, not timed by a worker
+            return check.all(replace(verdicts, seconds=time.perf_counter() - started))
+        return verdicts
+
+    def _judged(self, slot: int, check: Check) -> list[Verdict] | Verdict:
+        blame, num_killed, at_limit = "", 0, False
+        while True:
             worker = self._start(slot)
             if worker is None:
-                return check.all(Verdict.undecided("no worker process could be started; see the log"))
+                told = f"{blame}, and no new worker" if blame else "no worker process"
+                return Verdict.undecided(f"{told} could be started; see the log")
+            if slot in self._unproven and (trouble := self._fails_known_case(slot, worker, check)):
+                before = blame or "the worker before was killed or died"
+                return Verdict.undecided(f"{before}, and {trouble}: the verifier is broken")
+            if num_killed == 2:
+                if at_limit:
+                    return Verdict.wrong(blame, outcome="timeout")
+                return Verdict.undecided(f"twice: {blame}")
             try:
                 return self._read(check, worker.ask(check.message(), deadline_s=self.deadline_s))
             except WorkerLate:
                 self._respawned(slot)
-                blame = f"killed at the deadline of {self.deadline_s:g} s"
-                if attempt == 0:
-                    continue
+                blame, at_limit = f"killed at the deadline of {self.deadline_s:g} s", True
             except WorkerDied as error:
-                if self._respawned(slot) != EXIT_MEMORY:
-                    blame = f"the worker died ({error})"
-                    continue
-                blame = "killed at the memory limit"
-                if attempt == 0:
-                    continue  # the checks before it may have filled that worker
-            verdict = self._after_kill(slot, check, blame)
-            return check.all(replace(verdict, seconds=time.perf_counter() - started))
-        return check.all(replace(Verdict.undecided(f"twice: {blame}"), seconds=time.perf_counter() - started))
+                at_limit = self._respawned(slot) == EXIT_MEMORY
+                blame = "killed at the memory limit" if at_limit else f"the worker died ({error})"
+            num_killed += 1
 
-    def _after_kill(self, slot: int, check: "_Check", blame: str) -> Verdict:
-        """Whose fault was it? The attempt's, if a fresh worker still judges a known case."""
-        worker = self._start(slot)
-        if worker is None:
-            return Verdict.undecided(f"{blame}, and no new worker could be started")
-        canary = check.canary(self.verifier.policy.canary)
+    def _fails_known_case(self, slot: int, worker: WorkerProcess, check: Check) -> str:
+        """What is wrong with a worker that took a dead one's place; empty when it judges a known case."""
+        known = self.verifier.policy.canary
+        canary = check.canary(known)
         try:
             reply = worker.ask(canary.message(), deadline_s=max(self.deadline_s, 1.0))
             answers = self._read(canary, reply)
         except (WorkerLate, WorkerDied):
             self._respawned(slot)
-            return Verdict.undecided(f"{blame}, and so was a known case: the verifier is broken")
-        known = self.verifier.policy.canary is not None
-        if any(answer.reward is None or (known and answer.reward <= 0) for answer in answers):
-            return Verdict.undecided(f"{blame}, and a known case fails too: the verifier is broken")
-        return Verdict.wrong(blame, outcome="timeout")
+            return "so was a known case"
+        if any(answer.reward is None or (known is not None and answer.reward <= 0) for answer in answers):
+            return "a known case fails too"
+        self._unproven.discard(slot)
+        return ""
 
-    def _read(self, check: "_Check", reply: Mapping[str, Any]) -> list[Verdict]:
+    def _read(self, check: Check, reply: Mapping[str, Any]) -> list[Verdict]:
         seconds = reply.get("seconds", 0.0)
         seconds = float(seconds) if isinstance(seconds, (int, float)) else 0.0
         if "raised" in reply:
@@ -249,8 +315,10 @@ class VerifierPool:
         return verdicts
 
     def _respawned(self, slot: int) -> int:
+        self._unproven.add(slot)
         with self._lock:
-            self._stats.num_respawned += 1
+            for stats in (self._stats, self._recent):
+                stats.num_respawned += 1
         return self._stop(slot)
 
     def _note(self, trace: str) -> None:
@@ -258,121 +326,3 @@ class VerifierPool:
             first = not self._stats.last_traceback
             self._stats.last_traceback = trace
         (log.warning if first else log.debug)("verifier %r raised:\n%s", self.verifier.name, trace)
-
-
-class _Group:
-    """The verdicts of one submitted group as they come in."""
-
-    def __init__(self, size: int) -> None:
-        self.future: Future[list[Verdict]] = Future()
-        self._verdicts: list[Verdict | None] = [None] * size
-        self._missing = size
-        self._lock = threading.Lock()
-
-    def settle(self, indices: Sequence[int], verdicts: Sequence[Verdict], *, closed: bool) -> None:
-        with self._lock:
-            for index, verdict in zip(indices, verdicts, strict=True):
-                self._verdicts[index] = verdict
-            self._missing -= len(indices)
-            done = self._missing == 0
-        if closed:
-            self.future.cancel()
-        elif done:
-            with contextlib.suppress(InvalidStateError):  # cancelled by its owner meanwhile
-                self.future.set_result([verdict for verdict in self._verdicts if verdict is not None])
-
-
-@dataclass(slots=True)
-class _Check:
-    """What a worker judges in one go: one attempt, or a group verifier's whole group."""
-
-    problem: Problem
-    attempts: Sequence[Attempt]
-    indices: list[int]
-    group: _Group
-    sent: Mapping[str, Any]
-
-    def message(self) -> dict[str, Any]:
-        attempts = [
-            {
-                "text": one.text,
-                "truncated": one.truncated,
-                "transcript": list(one.transcript),
-                "snapshot": None if one.snapshot is None else base64.b64encode(one.snapshot).decode(),
-            }
-            for one in self.attempts
-        ]
-        return {"problem": self.sent, "attempts": attempts, "indices": self.indices}
-
-    def all(self, verdict: Verdict) -> list[Verdict]:
-        return [verdict] * len(self.indices)
-
-    def canary(self, known: Mapping[str, Any] | None) -> "_Check":
-        """The verifier's known case; without one, an empty attempt at the same problem."""
-        if known is None:
-            return replace(self, attempts=[Attempt("") for _ in self.attempts])
-        row = {"id": "canary", "prompt": "", **{k: v for k, v in known.items() if k != "response"}}
-        return replace(self, attempts=[Attempt(known["response"]) for _ in self.attempts], sent=row)
-
-
-@dataclass(slots=True)
-class _Stats:
-    num_checked: int = 0
-    num_timeout: int = 0
-    num_error: int = 0
-    num_respawned: int = 0
-    slowest: tuple[float, str] = (0.0, "")
-    last_traceback: str = ""
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=10_000))  # of the latest checks
-
-    def add(self, check: _Check, verdicts: Sequence[Verdict]) -> None:
-        self.num_checked += len(verdicts)
-        self.num_timeout += sum(verdict.outcome == "timeout" for verdict in verdicts)
-        self.num_error += sum(verdict.outcome == "error" for verdict in verdicts)
-        longest = max((verdict.seconds for verdict in verdicts), default=0.0)
-        self.seconds.append(longest)
-        if longest > self.slowest[0]:
-            tail = " ".join(check.attempts[0].text[-400:].split())[-120:]
-            self.slowest = (longest, f"problem {check.problem.id}: ...{tail}")
-
-    def summary(self) -> dict[str, Any]:
-        seconds = sorted(self.seconds)
-        return {
-            "num_checked": self.num_checked,
-            "num_timeout": self.num_timeout,
-            "num_error": self.num_error,
-            "num_respawned": self.num_respawned,
-            "slowest": self.slowest,
-            "p50_s": statistics.median(seconds) if seconds else 0.0,
-            "p99_s": seconds[min(len(seconds) - 1, int(0.99 * len(seconds)))] if seconds else 0.0,
-            "last_traceback": self.last_traceback,
-        }
-
-
-def _bounded(attempt: Attempt, max_text: int) -> Attempt:
-    """The attempt with at most the last `max_text` characters of its text: the answer stands at the end."""
-    if len(attempt.text) <= max_text:
-        return attempt
-    tail = attempt.text[-max_text:]
-    # A thought that was cut open must stay a thought: without its beginning the tail would read as prose.
-    cut = attempt.text[:-max_text]
-    open_thought = cut.rfind("<think>") > cut.rfind("</think>")
-    return replace(attempt, text=("<think>" + tail) if open_thought else tail)
-
-
-def _problem_json(problem: Problem) -> dict[str, Any]:
-    prompt = problem.prompt if isinstance(problem.prompt, str) else [dict(turn) for turn in problem.prompt]
-    row = {"id": problem.id, "prompt": prompt, "answer": problem.answer, "meta": dict(problem.meta)}
-    return _plain(row, f"problem {problem.id!r}")
-
-
-def _plain(row: dict[str, Any], what: str) -> dict[str, Any]:
-    """The row, proven to be JSON: workers are sent nothing else."""
-    try:
-        json.dumps(row)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{what} cannot be written as JSON ({error}), and that is how it travels to a worker process; "
-            "use text, numbers, lists and objects"
-        ) from error
-    return row
