@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from verigrad.sandboxes.base import SandboxError
 from verigrad.verifiers import registry
-from verigrad.verifiers.base import POLICY_ATTRIBUTE, Attempt, Policy, Problem, Verdict, verifier
+from verigrad.verifiers.base import POLICY_ATTRIBUTE, Attempt, Policy, Problem, Runs, Verdict, verifier
 from verigrad.verifiers.binding import LoadedVerifier
 from verigrad.verifiers.marked import short
 from verigrad.verifiers.options import flag, number, shown
@@ -70,7 +71,7 @@ class Combine:
     ) -> list[Verdict]:
         """Judge all attempts in one call, as soon as one part is a group verifier."""
         if KNOWN in problem.meta and all(attempt.text == KNOWN for attempt in attempts):
-            return [self._known_cases(seed)] * len(attempts)
+            return [self._known_cases(seed, attempts[0].sandbox)] * len(attempts)
         columns = [_verdicts(part, problem, attempts, indices, seed) for part in self.parts]
         return [self._total(row) for row in zip(*columns, strict=True)]
 
@@ -114,14 +115,15 @@ class Combine:
         read = sorted((item for item in judged if item[1].extracted), key=lambda item: not item[0].gate)
         return read[0][1] if read else min(judged, key=lambda item: (not item[0].gate, -item[0].weight))[1]
 
-    def _known_cases(self, seed: int) -> Verdict:
+    def _known_cases(self, seed: int, sandbox: Any) -> Verdict:
         """Whether every part that has a known case still judges it; the canary of the whole."""
         for part in self.parts:
             known = part.verifier.policy.canary
             if known is None or not part.counts:
                 continue
             problem = Problem("canary", known.get("prompt", ""), known["answer"], known.get("meta", {}))
-            (verdict,) = part.verifier.judge(problem, [Attempt(known["response"])], seed=seed)
+            attempt = Attempt(known["response"], sandbox=sandbox)
+            (verdict,) = part.verifier.judge(problem, [attempt], seed=seed)
             if verdict.reward is None or verdict.reward <= 0:
                 return Verdict.undecided(f"{part.name} fails its known case")
         return Verdict.right(KNOWN)
@@ -149,22 +151,21 @@ def _part(name: str, given: Any) -> Part:
 
 
 def _policy(parts: Sequence[Part]) -> Policy:
-    """How the whole runs: as long as all parts take, inline only where all parts do."""
+    """How the whole runs: as long as all parts take, in the sandbox of the one that has one."""
     policies = [part.verifier.policy for part in parts]
-    in_worker = [part.name for part in parts if part.verifier.policy.runs == "worker"]
-    for part in parts:
-        if in_worker and {"sandbox", "sandboxes"} & {wanted.name for wanted in part.verifier.wanted}:
-            raise ValueError(
-                f"combine: part {part.name!r} asks for `sandbox` and must run inline, but part "
-                f"{in_worker[0]!r} runs in a worker process, where no sandbox can go; join it to inline "
-                "verifiers only"
-            )
+    boxed = [part.name for part in parts if part.verifier.policy.runs == "sandbox"]
+    if len(boxed) > 1:
+        raise ValueError(
+            f"combine: parts {boxed[0]!r} and {boxed[1]!r} both run in a sandbox, and an attempt has one, "
+            "which the first would leave as it pleases; join one of them to others"
+        )
+    elsewhere: Runs = "worker" if any(policy.runs == "worker" for policy in policies) else "inline"
     joint = any(part.verifier.group for part in parts)
     times = [GROUP_ALLOWANCE if joint and not part.verifier.group else 1 for part in parts]
     return Policy(
         name="combine",
         version="1; " + ", ".join(f"{part.name} {part.verifier.policy.version}" for part in parts),
-        runs="worker" if in_worker else "inline",
+        runs="sandbox" if boxed else elsewhere,
         deadline_s=sum(policy.deadline_s * n for policy, n in zip(policies, times, strict=True)),
         canary=_canary([part.verifier.policy.canary for part in parts if part.counts]),
         warm_up=_all_of([policy.warm_up for policy in policies if policy.warm_up]),
@@ -196,8 +197,8 @@ def _verdicts(
     """A part's verdicts; what it raises is said with its name, or is undecided where it does not count."""
     try:
         return part.verifier.judge(problem, attempts, indices=indices, seed=seed)
-    except MemoryError:
-        raise  # the worker's affair
+    except (MemoryError, SandboxError):
+        raise  # the worker's affair: it ends, or tries again in another sandbox
     except Exception as error:
         says = f"part {part.name!r} raised {type(error).__name__}: {short(str(error))}"
         if part.counts:

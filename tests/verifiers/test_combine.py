@@ -8,6 +8,7 @@ import json
 import pyarrow.parquet
 import pytest
 
+from verigrad.sandboxes.base import SandboxLost
 from verigrad.verifiers import registry
 from verigrad.verifiers.base import Attempt, Problem, Verdict, verifier
 from verigrad.verifiers.binding import bind
@@ -64,10 +65,16 @@ def shortest(texts: list[str]) -> list[float]:
     return [float(len(text) == min(map(len, texts))) for text in texts]
 
 
-@verifier("boxed", runs="inline")
+@verifier("boxed", runs="sandbox")
 def boxed(sandbox: object) -> bool:
     """Wants the world."""
     return sandbox is not None
+
+
+@verifier("loses", runs="sandbox")
+def loses(sandbox: object) -> bool:
+    """Its sandbox dies."""
+    raise SandboxLost("gone")
 
 
 @verifier("in_worker", deadline_s=0.5, canary={"response": "ok", "answer": None})
@@ -307,11 +314,21 @@ def test_deadlines_add_up_and_all_parts_are_warmed_up():
     assert load({"a": part("says"), "b": {"verifier": "repetition"}}).policy.version == "1; a 0, b 1"
 
 
-def test_it_runs_inline_only_where_all_parts_do():
-    assert load({"a": part("says"), "b": part("boxed")}).policy.runs == "inline"
+def test_it_runs_where_its_parts_must():
+    assert load({"a": part("says")}).policy.runs == "inline"
     assert load({"a": part("says"), "b": part("in_worker")}).policy.runs == "worker"
-    with pytest.raises(ValueError, match=r"'b' asks for `sandbox`.* 'a' runs in a worker"):
-        load({"a": part("in_worker"), "b": part("boxed")})
+    assert load({"a": part("in_worker"), "b": part("boxed")}).policy.runs == "sandbox"
+    with pytest.raises(ValueError, match="'a' and 'b' both run in a sandbox"):
+        load({"a": part("boxed"), "b": part("boxed")})
+
+
+def test_a_part_gets_the_sandbox_and_a_lost_one_is_not_the_parts_verdict():
+    joint = load({"a": part("says"), "b": part("boxed")})
+    problem = Problem("p", "?", "yes", {})
+    (verdict,) = joint.judge(problem, [Attempt("yes", sandbox=object())])
+    assert verdict.parts["b"] == 1.0
+    with pytest.raises(SandboxLost):
+        load({"b": part("loses")}).judge(problem, [Attempt("yes", sandbox=object())])
 
 
 @pytest.mark.parametrize(
