@@ -43,7 +43,9 @@ PULL_S = 300.0
 
 def image_name() -> str:
     """Repository and tag; the tag is a hash of everything the image is made from."""
-    made_from = b"\0".join((DOCKERFILE.read_bytes(), " ".join((SUITE, *PACKAGES, *UNUSED)).encode()))
+    made_from = b"\0".join(
+        (DOCKERFILE.read_bytes(), " ".join((SUITE, *sorted(PACKAGES), *sorted(UNUSED))).encode())
+    )
     return f"{REPOSITORY}:{hashlib.sha256(made_from).hexdigest()[:12]}"
 
 
