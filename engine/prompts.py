@@ -22,8 +22,10 @@ INSTRUCTIONS = {
 }
 """What each template adds below the problem."""
 
-TAGS = frozenset({"<think>", "</think>", "<answer>", "</answer>"})
-"""Kept in a completion's text even where the tokenizer calls them special: verifiers read them."""
+TAGS = frozenset(
+    {"<think>", "</think>", "<answer>", "</answer>", "<tool>", "</tool>", "<tool_call>", "</tool_call>"}
+)
+"""Kept in a completion's text even where the tokenizer calls them special: verifiers and tools read them."""
 
 
 class Prompter:
@@ -102,7 +104,7 @@ class Prompter:
         messages = self._messages(problem)
         if self.uses_chat:
             rendered = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+                messages, tokenize=False, add_generation_prompt=True, **self.template_settings(problem)
             )
             prefill = self.cfg.prefill
             if prefill.strip() and rendered.rstrip().endswith(prefill.strip()):
@@ -114,7 +116,17 @@ class Prompter:
                 f"template, and prompts.chat = {self.cfg.chat!r} gives none here. "
                 "Use a model with a chat template, or prompts of one message."
             )
-        return f"{messages[0]['content']}{self.cfg.prefill}"
+        preface = self.preface(problem)
+        asked = f"{preface}\n\n{messages[0]['content']}" if preface else messages[0]["content"]
+        return f"{asked}{self.cfg.prefill}"
+
+    def template_settings(self, problem: Problem) -> dict[str, Any]:
+        """What the chat template is given besides the messages."""
+        return {}
+
+    def preface(self, problem: Problem) -> str:
+        """Text in front of everything: of the system message where there is a chat template."""
+        return ""
 
     def _messages(self, problem: Problem) -> list[dict[str, Any]]:
         """The conversation, the system message in front and the instruction below the last message."""
@@ -137,15 +149,18 @@ class Prompter:
                     "Keep one."
                 )
             messages = [{"role": "system", "content": self.cfg.system}, *messages]
+        if self.uses_chat and (preface := self.preface(problem)):
+            messages = _prefaced(messages, preface)
         return messages
 
     def text_of(self, completion_ids: Sequence[int]) -> str:
         """What the verifier reads: opening and completion, without special tokens but with thinking tags."""
+        return f"{self.opening}{self.decoded(completion_ids)}"
+
+    def decoded(self, completion_ids: Sequence[int]) -> str:
+        """The completion alone."""
         kept = [i for i in completion_ids if i not in self._dropped_ids]
-        completion = self.tokenizer.decode(
-            kept, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return f"{self.opening}{completion}"
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def refusal_above(self, max_tokens: int) -> Callable[[Problem], str | None]:
         """Says of a problem why it cannot be asked, or None: its prompt has more than `max_tokens` tokens."""
@@ -160,3 +175,11 @@ class Prompter:
             )
 
         return refusal
+
+
+def _prefaced(messages: list[dict[str, Any]], preface: str) -> list[dict[str, Any]]:
+    """The conversation with text in front of its system message, or as one."""
+    if messages[0]["role"] == "system" and isinstance(messages[0]["content"], str):
+        first = {**messages[0], "content": f"{preface}\n\n{messages[0]['content']}"}
+        return [first, *messages[1:]]
+    return [{"role": "system", "content": preface}, *messages]
