@@ -1,0 +1,454 @@
+"""Framed requests on standard input -> programs run, files handled, framed replies on standard output.
+
+The supervisor of a box: process 1 where the box has processes of its own. Runs inside the box with the standard
+library alone, sent there as source by sandboxes/zygote_client.py, so that it always fits this version. Frames
+are two lengths, a JSON object and bytes. Every request but `send` has one reply; requests come one at a time. When
+standard input ends, the supervisor ends, and the box with it: a client that was killed leaves nothing behind.
+
+What differs from box to box stands in a `Wall` (sandboxes/zygote_walls.py, which documents the hooks).
+"""
+
+import importlib
+import json
+import os
+import re
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator, Mapping, Set
+from contextlib import suppress
+from typing import Any
+
+from verigrad.sandboxes import zygote_files
+from verigrad.sandboxes.zygote_files import Fault
+from verigrad.sandboxes.zygote_program import LENGTH, template
+from verigrad.sandboxes.zygote_walls import Dirty, Wall
+
+FRAME = struct.Struct("!II")  # lengths of the JSON object and of the bytes after it
+CHUNK = 1 << 16
+TICK_S = 0.25  # how often a running command's totals are looked at
+SWEEP_S = 5.0  # how long killed processes may take to be gone
+OOM_COUNTS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
+OUT_OF_MEMORY = re.compile(rb"^MemoryError(:[^\n]*)?\s*\Z|std::bad_alloc", re.MULTILINE)
+
+
+def main(options: Mapping[str, Any]) -> None:
+    """Serve until standard input ends. `options`: wall as "module:Class", and its keyword arguments."""
+    module, _, name = options["wall"].partition(":")
+    wall: Wall = getattr(importlib.import_module(module), name)(**options["wall_options"])
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    wall.boot()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        template(theirs, wall)
+    theirs.close()
+    supervisor = Supervisor(wall, ours, pid)
+    try:
+        supervisor.serve()
+    finally:
+        supervisor.end()
+
+
+class Run:
+    """A command while it runs, and what is known of it."""
+
+    def __init__(self, pid: int, files: tuple[int, int, int], request: Mapping[str, Any]) -> None:
+        self.pid, self.limits = pid, request["limits"]
+        self.stdin, self.stdout, self.stderr = files
+        self.started = time.monotonic()
+        self.ends = self.started + self.limits["wall_s"]
+        self.todo = bytearray()  # for its standard input
+        self.closing = False  # close its standard input when nothing is left to write
+        self.out, self.err = bytearray(), bytearray()
+        self.num_out = 0  # bytes of both so far
+        self.cause, self.detail = "", ""  # why it was killed
+        self.status: int | None = None  # as wait reports it
+        self.cpu_s = self.seconds = 0.0
+        self.oom_kills = oom_kills()
+
+    def feed(self) -> None:
+        """Write what its standard input takes without waiting."""
+        if self.stdin < 0:
+            return
+        try:
+            while self.todo:
+                del self.todo[: os.write(self.stdin, memoryview(self.todo)[:CHUNK].tobytes())]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.todo.clear()  # it closed its end
+            self.closing = True
+        if self.closing:
+            os.close(self.stdin)
+            self.stdin = -1
+
+    def drain(self, file: int) -> bool:
+        """Take what it wrote there; False when no more will come."""
+        try:
+            chunk = os.read(file, CHUNK)
+        except BlockingIOError:
+            return True
+        room = self.limits["output_bytes"] - self.num_out
+        self.num_out += len(chunk)
+        (self.out if file == self.stdout else self.err).extend(chunk[: max(0, room)])
+        return bool(chunk)
+
+    def close(self) -> None:
+        """Close our ends of its pipes."""
+        for file in (self.stdin, self.stdout, self.stderr):
+            if file >= 0:
+                os.close(file)
+        self.stdin = self.stdout = self.stderr = -1
+
+    def reply(self) -> tuple[dict[str, Any], bytes]:
+        """How it ended, and the output that nobody took yet."""
+        assert self.status is not None
+        how = {"status": self.cause, "detail": self.detail, "seconds": self.seconds, "exit_code": None}
+        how |= {"signal": 0, "sizes": [len(self.out), len(self.err)]}
+        if not self.cause:
+            how |= self._own_end(self.status)
+        return how, bytes(self.out + self.err)
+
+    def _own_end(self, status: int) -> dict[str, Any]:
+        memory = {"status": "memory", "detail": f"ran out of {self.limits['memory_mb']} MiB"}
+        said = OUT_OF_MEMORY.search(bytes(self.err[-4096:]))
+        if os.WIFEXITED(status):
+            code = os.WEXITSTATUS(status)
+            return memory if code == 1 and said else {"status": "exited", "exit_code": code}
+        number = os.WTERMSIG(status)
+        if number == signal.SIGXCPU or (number == signal.SIGKILL and self.cpu_s >= self.limits["cpu_s"]):
+            return {"status": "cpu_time", "detail": f"killed at {self.limits['cpu_s']:g} s of processor time"}
+        if number == signal.SIGKILL and oom_kills() > self.oom_kills:
+            return {"status": "memory", "detail": "killed for lack of memory"}
+        if number == signal.SIGABRT and said:
+            return memory
+        with suppress(ValueError):
+            return {"status": "signalled", "signal": number, "detail": signal.Signals(number).name}
+        return {"status": "signalled", "signal": number, "detail": f"signal {number}"}
+
+
+class Supervisor:
+    """Answers requests; owns the clock, the pipes and the killing."""
+
+    def __init__(self, wall: Wall, control: socket.socket, template_pid: int) -> None:
+        self.wall, self.control, self.template_pid = wall, control, template_pid
+        self.inbox = bytearray()
+        self.run: Run | None = None
+        self.waits: float | None = None  # until when a `receive` waits for output
+        self.finishing = False  # a `finish` waits for the end
+        self.orders: socket.socket | None = None  # of the process that was forked ahead of time
+        self.spare_pid = 0
+
+    def serve(self) -> None:
+        """Until standard input ends."""
+        self.fork_ahead()
+        self.known()
+        self.say({"ready": sys.version.split()[0]})
+        while True:
+            for request, blob in self.frames():
+                self.answer(request, blob)
+            if not self.poll():
+                return
+
+    def end(self) -> None:
+        """Kill what runs, and leave nothing behind."""
+        with suppress(Dirty):
+            if self.run:
+                self.kill(self.run)
+            os.kill(self.template_pid, signal.SIGKILL)
+            if self.spare_pid:
+                with suppress(ProcessLookupError):
+                    os.kill(self.spare_pid, signal.SIGKILL)
+        self.wall.leave()
+
+    def frames(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """Whole requests that have come in."""
+        while len(self.inbox) >= FRAME.size:
+            head, body = FRAME.unpack_from(self.inbox)
+            whole = FRAME.size + head + body
+            if len(self.inbox) < whole:
+                return
+            request = json.loads(self.inbox[FRAME.size : FRAME.size + head])
+            blob = bytes(self.inbox[FRAME.size + head : whole])
+            del self.inbox[:whole]
+            yield request, blob
+
+    def say(self, message: Mapping[str, Any], blob: bytes = b"") -> None:
+        """Send one reply."""
+        head = json.dumps(message).encode()
+        rest = memoryview(FRAME.pack(len(head), len(blob)) + head + blob)
+        while rest:
+            rest = rest[os.write(1, rest) :]
+
+    def answer(self, request: Mapping[str, Any], blob: bytes) -> None:
+        """One request; what a program left in the way is `fault`, a bad request is `invalid`."""
+        try:
+            getattr(self, f"do_{request['op']}")(request, blob)
+        except Fault as fault:
+            self.say({"fault": str(fault)})
+        except ValueError as error:
+            self.say({"invalid": str(error)})
+
+    def poll(self) -> bool:
+        """Wait for the next thing to happen and deal with it; False when standard input has ended."""
+        poller = select.poll()
+        poller.register(0, select.POLLIN)
+        poller.register(self.control, select.POLLIN)
+        run = self.run
+        if run and run.status is None:
+            for file in (run.stdout, run.stderr):
+                if file >= 0:
+                    poller.register(file, select.POLLIN)
+            if run.stdin >= 0 and (run.todo or run.closing):
+                poller.register(run.stdin, select.POLLOUT)
+        happened = dict(poller.poll(self.patience_ms()))
+        if 0 in happened:
+            chunk = os.read(0, CHUNK)
+            if not chunk:
+                return False
+            self.inbox += chunk
+        if run and run.status is None:
+            self.look_after(run, happened)
+        if self.control.fileno() in happened:
+            self.hear_template()
+        self.settle()
+        return True
+
+    def patience_ms(self) -> float | None:
+        """How long nothing needs to be done."""
+        now = time.monotonic()
+        until = [] if self.waits is None else [self.waits]
+        if self.run and self.run.status is None:
+            until += [self.run.ends, now + TICK_S]
+        return max(0.0, min(until) - now) * 1000 + 1 if until else None
+
+    def look_after(self, run: Run, happened: Mapping[int, int]) -> None:
+        """Move its input and output, and kill it when it is over a limit."""
+        if run.stdin in happened:
+            run.feed()
+        for name in ("stdout", "stderr"):
+            file = getattr(run, name)
+            if file in happened and not run.drain(file):
+                os.close(file)
+                setattr(run, name, -1)
+        if run.cause:
+            self.kill(run)  # again: it may have been between two users the first time
+        elif run.num_out > run.limits["output_bytes"]:
+            self.stop(run, "output", f"killed after {run.limits['output_bytes']} bytes of output")
+        elif time.monotonic() >= run.ends:
+            self.stop(run, "wall_time", f"killed at {run.limits['wall_s']:g} s")
+        elif over := self.wall.over():
+            self.stop(run, over, f"the sandbox ran out of {over}")
+        self.reap()
+
+    def stop(self, run: Run, cause: str, detail: str) -> None:
+        """Kill a command, and say why."""
+        run.cause, run.detail = cause, detail
+        self.kill(run)
+
+    def kill(self, run: Run) -> None:
+        """SIGKILL for all of a command."""
+        self.wall.kill(run.pid, {os.getpid(), self.template_pid, self.spare_pid})
+
+    def hear_template(self) -> None:
+        """A process was forked, or has ended."""
+        message = self.control.recv(4096)
+        if not message:
+            raise Dirty("the template is gone")
+        news = json.loads(message)
+        if "pid" in news:
+            self.spare_pid = news["pid"]
+        elif self.run and news["ended"] == self.run.pid:
+            self.ended(self.run, news)
+        elif news["ended"] == self.spare_pid:
+            self.fork_ahead()  # something killed it while it waited
+
+    def ended(self, run: Run, news: Mapping[str, Any]) -> None:
+        """The main process has ended: kill the rest, take what it wrote last."""
+        run.status, run.cpu_s = news["status"], news["cpu_s"]
+        run.seconds = time.monotonic() - run.started
+        self.sweep(run)
+        for file in (run.stdout, run.stderr):
+            before = -1
+            while file >= 0 and before < run.num_out:
+                before = run.num_out
+                run.drain(file)
+        if not run.cause and run.num_out > run.limits["output_bytes"]:
+            run.cause, run.detail = "output", f"more than {run.limits['output_bytes']} bytes of output"
+        run.close()
+
+    def sweep(self, run: Run) -> None:
+        """Kill until nothing of the command is left. Raises Dirty when something stays."""
+        known = {os.getpid(), self.template_pid, self.spare_pid}
+        ends, pause = time.monotonic() + SWEEP_S, 0.0002
+        self.kill(run)
+        while self.reap() or self.wall.left(known):
+            if time.monotonic() > ends:
+                raise Dirty("processes of the program cannot be killed")
+            time.sleep(pause)
+            pause = min(2 * pause, 0.02)
+            self.kill(run)
+
+    def reap(self) -> bool:
+        """Take the exit status of processes whose parent died; whether there were some."""
+        found = False
+        with suppress(ChildProcessError):
+            while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                if pid == self.template_pid:
+                    raise Dirty("the template is gone")
+                found = True
+        return found
+
+    def settle(self) -> None:
+        """Answer a `receive` or a `finish` that can be answered now."""
+        run = self.run
+        if run is None:
+            return
+        if self.waits is not None and (run.out or run.status is not None or time.monotonic() >= self.waits):
+            self.waits = None
+            data = bytes(run.out)
+            run.out.clear()
+            self.say({"ended": run.status is not None and not data}, data)
+        if self.finishing and run.status is not None:
+            self.run, self.finishing = None, False
+            self.say(*run.reply())
+            self.fork_ahead()
+
+    def fork_ahead(self) -> None:
+        """Ask the template for the next command's process."""
+        if self.orders:
+            self.orders.close()
+        self.orders, theirs = socket.socketpair()
+        socket.send_fds(self.control, [b"fork"], [theirs.fileno()])
+        theirs.close()
+        self.spare_pid = 0
+
+    def known(self) -> Set[int]:
+        """Our own processes, the one forked ahead of time among them."""
+        while not self.spare_pid:
+            self.hear_template()
+        return {os.getpid(), self.template_pid, self.spare_pid}
+
+    # -- requests ------------------------------------------------------------------------------------------
+
+    def do_exec(self, request: Mapping[str, Any], blob: bytes) -> None:
+        """Run a command to its end; the bytes are its standard input."""
+        self.do_start(request, blob, quiet=True)
+        self.do_finish(request, b"")
+
+    def do_start(self, request: Mapping[str, Any], blob: bytes, *, quiet: bool = False) -> None:
+        """Begin a command."""
+        if self.run:
+            raise ValueError("a command is running already; finish it first")
+        self.known()
+        assert self.orders is not None
+        pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+        ours = (pipes[0][1], pipes[1][0], pipes[2][0])
+        theirs = (pipes[0][0], pipes[1][1], pipes[2][1])
+        for file in ours:
+            os.set_blocking(file, False)
+        if self.wall.owner:
+            for file in theirs:
+                os.fchown(file, *self.wall.owner)  # so that /dev/stdin can be opened
+        job = {name: request[name] for name in ("command", "env", "limits")}
+        body = json.dumps({**job, "ticket": self.wall.ticket()}).encode()
+        pid, self.spare_pid = self.spare_pid, 0
+        self.run = Run(pid, ours, request)
+        try:
+            socket.send_fds(self.orders, [LENGTH.pack(len(body))], theirs)
+            self.orders.sendall(body)
+        except OSError as error:
+            raise Dirty("the process forked ahead of time is gone") from error
+        for file in theirs:
+            os.close(file)
+        self.run.todo += blob
+        self.run.feed()
+        if not quiet:
+            self.say({"started": pid})
+
+    def do_send(self, request: Mapping[str, Any], blob: bytes) -> None:
+        """More standard input; no reply."""
+        if self.run:
+            self.run.todo += blob
+            self.run.feed()
+
+    def do_receive(self, request: Mapping[str, Any], blob: bytes) -> None:
+        """Standard output that came since the last time."""
+        self.running()
+        self.waits = time.monotonic() + request["timeout_s"]
+        self.settle()
+
+    def do_finish(self, request: Mapping[str, Any], blob: bytes) -> None:
+        """Close its standard input and wait for its end."""
+        run = self.running()
+        run.closing = self.finishing = True
+        run.feed()
+        self.settle()
+
+    def do_kill(self, request: Mapping[str, Any], blob: bytes) -> None:
+        """End it now."""
+        run = self.running()
+        if run.status is None:
+            run.todo.clear()
+            self.kill(run)
+        self.do_finish(request, b"")
+
+    def running(self) -> Run:
+        """The command that a request is about."""
+        if not self.run:
+            raise ValueError("no command is running")
+        return self.run
+
+    def do_write(self, request: Mapping[str, Any], blob: bytes) -> None:
+        """Put a file below HOME."""
+        mode = 0o700 if request["executable"] else 0o600
+        zygote_files.write(self.wall.home, request["parts"], blob, mode=mode, owner=self.wall.owner)
+        self.say({})
+
+    def do_read(self, request: Mapping[str, Any], blob: bytes) -> None:
+        """A file below HOME."""
+        parts, max_bytes = request["parts"], request["max_bytes"]
+        self.say({}, zygote_files.read(self.wall.home, parts, max_bytes=max_bytes))
+
+    def do_save(self, request: Mapping[str, Any], blob: bytes) -> None:
+        """Files and folders below HOME as an archive."""
+        if self.run:
+            raise ValueError("a command is running; finish it before its files are saved")
+        self.say({}, zygote_files.save(self.wall.home, request["roots"], max_bytes=request["max_bytes"]))
+
+    def do_load(self, request: Mapping[str, Any], blob: bytes) -> None:
+        """Unpack an archive into HOME."""
+        zygote_files.load(self.wall.home, blob, owner=self.wall.owner)
+        self.say({})
+
+    def do_reset(self, request: Mapping[str, Any], blob: bytes) -> None:
+        """Kill, wipe, prove clean."""
+        if self.run:
+            self.finishing = False
+            self.waits = None
+            self.kill(self.run)
+            while self.run.status is None:
+                self.hear_template()
+                self.kill(self.run)
+            self.run = None
+            self.fork_ahead()
+        if self.wall.left(self.known()):
+            raise Dirty("a process is left after its command")
+        self.wall.wipe()
+        self.say({})
+
+
+def oom_kills() -> int:
+    """How often the kernel killed a process of this box for lack of memory, as far as the box can see."""
+    for path in OOM_COUNTS:
+        with suppress(OSError, ValueError), open(path) as rows:
+            for row in rows:
+                name, _, count = row.partition(" ")
+                if name == "oom_kill":
+                    return int(count)
+    return 0
