@@ -1,4 +1,4 @@
-"""A problem's meta.setup, meta.tools and meta.max_turns -> what its episodes start from, each part checked."""
+"""A problem's meta.setup, meta.tools and meta.max_turns -> what its episodes start from, each checked."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence

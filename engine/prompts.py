@@ -6,6 +6,7 @@ decoded text may give other tokens than those that were sampled.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,6 +50,10 @@ class Prompter:
         self.cfg = cfg
         kept = {tokenizer.convert_tokens_to_ids(tag) for tag in TAGS}
         self._dropped_ids = frozenset(tokenizer.all_special_ids) - kept
+        added = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if len(str(token)) > 1}
+        self._added_ids = frozenset(added) - {tokenizer.unk_token_id}
+        spellings = sorted(map(re.escape, added.values()), key=len, reverse=True)
+        self._spelled = re.compile("|".join(spellings) or r"(?!)")
         self.opening = self._opening()
 
     def _opening(self) -> str:
@@ -161,6 +166,24 @@ class Prompter:
         """The completion alone."""
         kept = [i for i in completion_ids if i not in self._dropped_ids]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def markup_ids(self, text: str) -> list[int]:
+        """Text of ours inside a conversation, its special tokens taken as such."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def inert_ids(self, text: str) -> list[int]:
+        """Text nobody vouches for, such as a tool's output: what it spells out is never a special token.
+
+        Every added token's spelling is cut in two and encoded as the plain text it is.
+        """
+        ids: list[int] = []
+        start = 0
+        while match := self._spelled.search(text, start):
+            ids += self.markup_ids(text[start : match.start() + 1])
+            start = match.start() + 1
+        ids += self.markup_ids(text[start:])
+        # A tokenizer may rewrite text before it looks for its tokens, so that a cut is not enough.
+        return [i for i in ids if i not in self._added_ids]
 
     def refusal_above(self, max_tokens: int) -> Callable[[Problem], str | None]:
         """Says of a problem why it cannot be asked, or None: its prompt has more than `max_tokens` tokens."""

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -56,8 +57,34 @@ class Codec(Protocol):
         ...
 
 
+class Stream(Protocol):
+    """Samples being made, to which more can be added; see Engine.stream."""
+
+    in_batches: bool  # `step` decodes what was added to its end, so it is best given much at once
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything that was added is not finished."""
+        ...
+
+    def add(self, index: int, request: TokenRequest, params: SamplingParams) -> None:
+        """Ask for one more sample; `index` comes back with it, and belongs to one sample at a time."""
+        ...
+
+    def step(self) -> Sequence[TokenOutput]:
+        """Decode for a while; what has finished meanwhile."""
+        ...
+
+
 class Engine(Protocol):
     """Tokens in, tokens out. `rollout_vllm.py` and `rollout_transformers.py` are the two there are."""
+
+    def stream(self) -> AbstractContextManager[Stream]:
+        """Open a stream; when it is left, what is unfinished is dropped. One at a time, and no `generate`.
+
+        Temperature and stop strings are the same for all that is added to one stream.
+        """
+        ...
 
     def generate(self, requests: Sequence[TokenRequest], params: SamplingParams) -> Iterator[TokenOutput]:
         """Sample every request; outputs come in the order in which they finish.
@@ -105,7 +132,19 @@ class Sampler:
         seed: tuple[object, ...],
         names: Sequence[str] | None = None,
     ) -> Iterator[tuple[int, RolloutGroup]]:
-        """Yield (position in `problems`, group) as groups finish.
+        """Attempts at the problems, see `complete`; in episodes of several turns, see engine/episode.py."""
+        return self.complete(problems, params, group_size=group_size, seed=seed, names=names)
+
+    def complete(
+        self,
+        problems: Sequence[Problem],
+        params: SamplingParams,
+        *,
+        group_size: int,
+        seed: tuple[object, ...],
+        names: Sequence[str] | None = None,
+    ) -> Iterator[tuple[int, RolloutGroup]]:
+        """One completion per rollout: yield (position in `problems`, group) as groups finish.
 
         Each sample's seed is a hash of `seed`, its problem's position (or its name in `names` [P]) and its
         own index, so it does not depend on when or with what else it was sampled.

@@ -1,6 +1,7 @@
 """Sampling by plain transformers, for machines without vLLM: slower, and the same in every other respect."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from verigrad.engine import lora
 from verigrad.engine.config import Config
 from verigrad.engine.rollout import SamplerError, SamplingParams, TokenOutput, TokenRequest
 from verigrad.engine.schema import FinishReason
+
+Wanted = tuple[int, TokenRequest, SamplingParams]  # one sample, and the index it is called by
 
 
 class TransformersEngine:
@@ -30,21 +33,29 @@ class TransformersEngine:
         self.max_seqs = cfg.rollout.max_seqs
         self.tokenizer = (
             AutoTokenizer.from_pretrained(model_folder, trust_remote_code=cfg.policy.trust_remote_code)
-            if cfg.rollout.stop
+            if cfg.rollout.stop or cfg.agent.tools
             else None
         )
 
     def generate(self, requests: Sequence[TokenRequest], params: SamplingParams) -> Iterator[TokenOutput]:
         """See Engine.generate."""
         for start in range(0, len(requests), self.max_seqs):
-            yield from self._decode(requests[start : start + self.max_seqs], params, first_index=start)
+            part = [(start + i, r, params) for i, r in enumerate(requests[start : start + self.max_seqs])]
+            yield from self.decode(part)
+
+    @contextmanager
+    def stream(self) -> Iterator["TransformersStream"]:
+        """See Engine.stream."""
+        yield TransformersStream(self)
 
     @torch.no_grad()
-    def _decode(
-        self, requests: Sequence[TokenRequest], params: SamplingParams, *, first_index: int
-    ) -> Iterator[TokenOutput]:
+    def decode(self, wanted: Sequence[Wanted]) -> Iterator[TokenOutput]:
         """Decode one batch to its end; rows that have ended are dropped from it when half of them have."""
-        noise = torch.stack([_uniforms(request.seed, params.max_tokens) for request in requests])  # [B, L]
+        requests, params = [request for _, request, _ in wanted], [own for _, _, own in wanted]
+        longest = max(own.max_tokens for own in params)
+        noise = torch.zeros(len(wanted), longest, dtype=torch.float64)  # [B, L]
+        for row, (_, request, own) in enumerate(wanted):
+            noise[row, : own.max_tokens] = _uniforms(request.seed, own.max_tokens)
         ids, mask = _left_padded([request.prompt_ids for request in requests])
         ids, mask = ids.to(self.device), mask.to(self.device)
         rows = list(range(len(requests)))  # which request each row of the batch is
@@ -52,18 +63,18 @@ class TransformersEngine:
         logprobs: list[list[float]] = [[] for _ in requests]
         ended: set[int] = set()
         cache = DynamicCache()
-        for position in range(params.max_tokens):
+        for position in range(longest):
             logits = self._next_logits(ids, mask, cache)
-            chosen, values = _sample(logits, noise[rows, position].to(self.device), params.temperature)
+            chosen, values = _sample(logits, noise[rows, position].to(self.device), params[0].temperature)
             for row, token, value in zip(rows, chosen.tolist(), values.tolist(), strict=True):
                 if row in ended:
                     continue
                 tokens[row].append(token)
                 logprobs[row].append(value)
-                reason = self._ended(tokens[row], params)
+                reason = self._ended(tokens[row], params[row])
                 if reason is not None:
                     ended.add(row)
-                    yield TokenOutput(first_index + row, tokens[row], logprobs[row], reason)
+                    yield TokenOutput(wanted[row][0], tokens[row], logprobs[row], reason)
             alive = [place for place, row in enumerate(rows) if row not in ended]
             if not alive:
                 return
@@ -126,6 +137,30 @@ class TransformersEngine:
     def close(self) -> None:
         """See Engine.close."""
         del self.model
+
+
+class TransformersStream:
+    """See Stream. A batch is decoded to its end before what was added meanwhile is begun."""
+
+    in_batches = True
+
+    def __init__(self, engine: TransformersEngine) -> None:
+        self.engine = engine
+        self._wanted: list[Wanted] = []
+
+    @property
+    def busy(self) -> bool:
+        """See Stream."""
+        return bool(self._wanted)
+
+    def add(self, index: int, request: TokenRequest, params: SamplingParams) -> None:
+        """See Stream."""
+        self._wanted.append((index, request, params))
+
+    def step(self) -> list[TokenOutput]:
+        """See Stream: everything that was added, as far as it fits into one batch."""
+        batch, self._wanted = self._wanted[: self.engine.max_seqs], self._wanted[self.engine.max_seqs :]
+        return list(self.engine.decode(batch))
 
 
 def _uniforms(seed: int, num: int) -> Tensor:

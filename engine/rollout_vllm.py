@@ -1,6 +1,7 @@
 """Sampling by vLLM inside this process, through the engine's own step loop."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class VllmEngine:
             max_num_seqs=cfg.rollout.max_seqs,
             # Ratios need the distribution that was sampled from, not the raw one (the engine's default).
             logprobs_mode="processed_logprobs",
-            skip_tokenizer_init=not cfg.rollout.stop,
+            skip_tokenizer_init=not (cfg.rollout.stop or cfg.agent.tools),  # stop strings need it
             trust_remote_code=cfg.policy.trust_remote_code,
             disable_log_stats=True,
             use_tqdm_on_load=False,
@@ -72,6 +73,15 @@ class VllmEngine:
 
     def generate(self, requests: Sequence[TokenRequest], params: SamplingParams) -> Iterator[TokenOutput]:
         """See Engine.generate."""
+        with self.stream() as stream:
+            for index, request in enumerate(requests):
+                stream.add(index, request, params)
+            while stream.busy:
+                yield from stream.step()
+
+    @contextmanager
+    def stream(self) -> Iterator["VllmStream"]:
+        """See Engine.stream."""
         engine = self.llm.llm_engine
         if engine.has_unfinished_requests():
             raise SamplerError(
@@ -81,24 +91,14 @@ class VllmEngine:
         # What an earlier call left in the cache would change this one's last bits, and a resumed run has no
         # earlier call.
         self._reset_prefix_cache()
-        names = {f"{self._num_calls}-{index}": index for index in range(len(requests))}
+        stream = VllmStream(self, f"{self._num_calls}")
         try:
-            for name, index in names.items():
-                request = requests[index]
-                prompt = {"prompt_token_ids": list(request.prompt_ids)}
-                own = self._vllm_params(params, seed=request.seed)
-                engine.add_request(name, prompt, own, lora_request=self.adapter)
-            while engine.has_unfinished_requests():
-                for output in engine.step():
-                    if output.finished:
-                        yield _token_output(names.pop(output.request_id.split("/")[0]), output.outputs[0])
+            yield stream
         finally:
-            if engine.has_unfinished_requests():  # the caller gave up half-way
-                engine.abort_request(list(names))
-                while engine.has_unfinished_requests():
-                    engine.step()
+            stream.abort()
 
-    def _vllm_params(self, params: SamplingParams, *, seed: int) -> VllmParams:
+    def vllm_params(self, params: SamplingParams, *, seed: int) -> VllmParams:
+        """Our parameters as vLLM takes them."""
         return VllmParams(
             temperature=params.temperature,
             max_tokens=params.max_tokens,
@@ -151,6 +151,48 @@ class VllmEngine:
         """See Engine.close."""
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
+
+
+class VllmStream:
+    """See Stream. vLLM takes new requests between any two steps of decoding."""
+
+    in_batches = False
+
+    def __init__(self, engine: VllmEngine, name: str) -> None:
+        self.engine, self.name = engine, name
+        self._indices: dict[str, int] = {}  # of the unfinished, by the name vLLM knows them by
+        self._num_added = 0
+
+    @property
+    def busy(self) -> bool:
+        """See Stream."""
+        return bool(self._indices)
+
+    def add(self, index: int, request: TokenRequest, params: SamplingParams) -> None:
+        """See Stream."""
+        engine, name = self.engine, f"{self.name}-{self._num_added}"
+        self._num_added += 1
+        prompt = {"prompt_token_ids": list(request.prompt_ids)}
+        own = engine.vllm_params(params, seed=request.seed)
+        engine.llm.llm_engine.add_request(name, prompt, own, lora_request=engine.adapter)
+        self._indices[name] = index
+
+    def step(self) -> list[TokenOutput]:
+        """See Stream: one token for each unfinished sample."""
+        return [
+            _token_output(self._indices.pop(output.request_id.split("/")[0]), output.outputs[0])
+            for output in self.engine.llm.llm_engine.step()
+            if output.finished
+        ]
+
+    def abort(self) -> None:
+        """Drop what is unfinished."""
+        engine = self.engine.llm.llm_engine
+        if engine.has_unfinished_requests():  # the caller gave up half-way
+            engine.abort_request(list(self._indices))
+            while engine.has_unfinished_requests():
+                engine.step()
+        self._indices.clear()
 
 
 def adapter_settings(cfg: Config) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class WeightSync:
         Also where the trainer's log-probabilities have moved and the sampler repeats its last ones to the
         bit: a single step at a small learning rate stays below any limit that rounding respects.
         """
-        arriving = self.sampler.sample(self.canaries, self.params, group_size=1, seed=("canary",))
+        arriving = self.sampler.complete(self.canaries, self.params, group_size=1, seed=("canary",))
         rollouts = [group.rollouts[0] for _, group in sorted(arriving, key=lambda pair: pair[0])]
         batch = lay_out(rollouts)
         ours = self.policy.logprobs(batch, temperature=self.params.temperature)

@@ -2,9 +2,10 @@
 
 A tool is a plain function. A parameter called `sandbox` gets the episode's sandbox; the rest is what the
 model fills in, and their annotations are its JSON schema (`Annotated[str, Field(description="...")]`
-describes one). What it returns is shown to the model: text as it is, None as nothing, anything else as JSON. What it
-raises is shown as an error, but for SandboxError, which ends the episode undecided. It runs in a thread of
-the engine's own process, so it is as trusted as the recipe; code of the model's own belongs into the sandbox.
+describes one). What it returns is shown to the model: text as it is, None as nothing, anything else as JSON.
+What it raises is shown as an error, but for SandboxError, which ends the episode undecided. It runs in a
+thread of the engine's own process, so it is as trusted as the recipe; what the model wrote belongs into the
+sandbox.
 """
 
 import inspect
