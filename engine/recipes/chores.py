@@ -33,7 +33,7 @@ def problems(
     for number in range(num_problems):
         topic, family = families[number % len(families)]
         rng = random.Random(f"chores {seed} {family.__name__} {number // len(families)}")
-        rows.append(family(rng).row(family.__name__, topic))
+        rows.append(family(rng).row(family.__name__, topic, rng))
     random.Random(f"chores order {seed}").shuffle(rows)
     return rows
 

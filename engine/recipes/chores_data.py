@@ -4,12 +4,21 @@ import hashlib
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 from verigrad.engine.recipes.chore import Chore, hard_coded, runs
 from verigrad.engine.recipes.chores_fix import NAMES, WORDS
 
 
-def leaves(prompt: str, *, file: str, text: str, files: dict[str, str], compare: str = "tokens") -> Chore:
+def leaves(
+    prompt: str,
+    *,
+    file: str,
+    text: str,
+    files: dict[str, str],
+    renamed: Sequence[str],
+    compare: str = "tokens",
+) -> Chore:
     """A chore that is done when one file holds this text."""
     lines = text.splitlines(keepends=True)
     return Chore(
@@ -22,6 +31,7 @@ def leaves(prompt: str, *, file: str, text: str, files: dict[str, str], compare:
             {"files": {file: "".join(lines[:-1])}},
             {"files": {file: text + text}},
         ],
+        renamed=renamed,
     )
 
 
@@ -44,6 +54,7 @@ def rename_endings(rng: random.Random) -> Chore:
         oracle={"commands": [mv]},
         files=files,
         cheats=[{"commands": [copy]}, {"commands": [touch]}],
+        renamed=("photos",),
     )
 
 
@@ -60,6 +71,7 @@ def merge_tables(rng: random.Random) -> Chore:
     return leaves(
         "Merge a.csv and b.csv into merged.csv: one header, every id once, sorted by id.",
         file="merged.csv", text=text, files=files,
+        renamed=("a.csv", "b.csv", "merged.csv",),
     )  # fmt: skip
 
 
@@ -80,6 +92,10 @@ def totals_by_kind(rng: random.Random) -> Chore:
             {"files": {"totals.json": json.dumps({kind: str(num) for kind, num in totals.items()})}},
             {"files": {"totals.json": "{}"}},
         ],
+        renamed=(
+            "sales.csv",
+            "totals.json",
+        ),
     )
 
 
@@ -91,6 +107,7 @@ def unique_words(rng: random.Random) -> Chore:
         "Write words.txt: every word of text.txt once, one a line, in the order of the alphabet.",
         file="words.txt", text="".join(f"{word}\n" for word in sorted(set(words))),
         files={"text.txt": "\n".join(lines) + "\n"},
+        renamed=("text.txt", "words.txt",),
     )  # fmt: skip
 
 
@@ -117,6 +134,10 @@ def pack_documents(rng: random.Random) -> Chore:
             {"commands": [f"tar -czf backup.tar.gz docs/{names[0]}.md"]},
             {"files": {"backup.tar.gz": paths}},
         ],
+        renamed=(
+            "docs",
+            "backup.tar.gz",
+        ),
     )
 
 
@@ -161,6 +182,10 @@ def settings_to_json(rng: random.Random) -> Chore:
                 }
             },
         ],
+        renamed=(
+            "settings.ini",
+            "settings.json",
+        ),
     )
 
 
@@ -178,6 +203,7 @@ def hide_addresses(rng: random.Random) -> Chore:
         "Replace every e-mail address in letter.txt by [hidden], and change nothing else.",
         file="letter.txt", text="\n".join(clean) + "\n", files={"letter.txt": "\n".join(letter) + "\n"},
         compare="exact",
+        renamed=("letter.txt",),
     )  # fmt: skip
 
 
@@ -189,6 +215,7 @@ def turn_table(rng: random.Random) -> Chore:
         "table.tsv has columns with tabs between. Write turned.tsv, in which its rows are the columns.",
         file="turned.tsv", text="".join("\t".join(row) + "\n" for row in turned),
         files={"table.tsv": "".join("\t".join(row) + "\n" for row in table)},
+        renamed=("table.tsv", "turned.tsv",),
     )  # fmt: skip
 
 
@@ -203,6 +230,7 @@ def most_frequent(rng: random.Random) -> Chore:
         "with its number, as in 'word 12'.",
         file="top.txt", text="".join(f"{word} {num}\n" for word, num in top),
         files={"text.txt": "\n".join(" ".join(text[i : i + 6]) for i in range(0, len(text), 6)) + "\n"},
+        renamed=("text.txt", "top.txt",),
     )  # fmt: skip
 
 
@@ -223,6 +251,7 @@ def sort_into_files(rng: random.Random) -> Chore:
             {"files": dict.fromkeys(files, "\n".join(lines) + "\n")},
             {"files": {path: text for path, text in files.items() if "error" not in path}},
         ],
+        renamed=("app.log",),
     )
 
 
@@ -235,6 +264,7 @@ def checksums(rng: random.Random) -> Chore:
         "Write SHA256SUMS: a line for each file in data with its SHA-256 sum and its path from here, as "
         "sha256sum writes it.",
         file="SHA256SUMS", text=text, files=files, compare="lines",
+        renamed=("data", "SHA256SUMS",),
     )  # fmt: skip
 
 
@@ -249,23 +279,25 @@ def dates_to_iso(rng: random.Random) -> Chore:
         "The dates in people.csv are written day/month/year. Rewrite them in place as year-month-day, with "
         "two digits for month and day.",
         file="people.csv", text=new, files={"people.csv": old},
+        renamed=("people.csv",),
     )  # fmt: skip
 
 
 def clean_up(rng: random.Random) -> Chore:
     """Temporary files go, wherever they are; others stay."""
+    ending = f"{rng.choice(('tmp', 'bak', 'old', 'swp'))}{rng.randint(1, 99)}"
     folders, names = rng.sample(WORDS, 3), rng.sample(NAMES, 6)
-    gone = [f"{folders[i % 3]}/{name}.tmp" for i, name in enumerate(names[:4])]
-    kept = {f"{folders[0]}/{names[4]}.txt": "keep\n", f"{folders[2]}/tmp.md": "keep this, too\n"}
+    gone = [f"{folders[i % 3]}/{name}.{ending}" for i, name in enumerate(names[:4])]
+    kept = {f"{folders[0]}/{names[4]}.txt": "keep\n", f"{folders[2]}/{ending}.md": "keep this, too\n"}
     return Chore(
-        "Delete every file below this folder that ends in .tmp, however deep, and no other.",
+        f"Delete every file below this folder that ends in .{ending}, however deep, and no other.",
         check=[
             *({"file": path, "exists": False} for path in gone),
             *({"file": path, "equals": text} for path, text in kept.items()),
         ],
-        oracle={"commands": ["find . -name '*.tmp' -delete"]},
+        oracle={"commands": [f"find . -name '*.{ending}' -delete"]},
         files={**dict.fromkeys(gone, "temporary\n"), **kept},
-        cheats=[{"commands": [f"rm -r {' '.join(folders)}"]}, {"commands": [f"rm {folders[0]}/*.tmp"]}],
+        cheats=[{"commands": [f"rm -r {' '.join(folders)}"]}, {"commands": [f"rm {folders[0]}/*.{ending}"]}],
     )
 
 

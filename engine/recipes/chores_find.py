@@ -27,18 +27,20 @@ def failed_request(rng: random.Random) -> Chore:
         "The folder logs holds three days of requests, one a line: id, method, path, status. Exactly one "
         "request ended with status 500. What is its id?",
         wanted, files=files, guesses=[other, "500"],
+        renamed=("logs",),
     )  # fmt: skip
 
 
 def largest_file(rng: random.Random) -> Chore:
     """Sizes in a tree."""
-    paths = [f"{a}/{b}.txt" for a, b in zip(rng.sample(WORDS, 5), rng.sample(NAMES, 5), strict=True)]
+    ending = f"{rng.choice(('txt', 'log', 'dat'))}{rng.randint(1, 99)}"
+    paths = [f"{a}/{b}.{ending}" for a, b in zip(rng.sample(WORDS, 5), rng.sample(NAMES, 5), strict=True)]
     sizes = rng.sample(range(50, 900), 5)
     files = {path: "x" * size for path, size in zip(paths, sizes, strict=True)}
     order = sorted(paths, key=lambda path: len(files[path]))
     return asks(
-        "Which of the .txt files in the folders below this one is the largest? Give its path from here, as "
-        "in a/b.txt.",
+        f"Which of the .{ending} files in the folders below this one is the largest? Give its path from "
+        f"here, as in a/b.{ending}.",
         order[-1], files=files, guesses=[order[-2], order[0]],
     )  # fmt: skip
 
@@ -57,6 +59,7 @@ def setting_in_force(rng: random.Random) -> Chore:
     return asks(
         f"Which value of {key!r} is in force here? README.txt says how the settings are read.",
         str(ports[2]), files=files, guesses=[str(ports[0]), str(ports[1]), str(ports[3])],
+        renamed=("README.txt",),
     )  # fmt: skip
 
 
@@ -70,6 +73,7 @@ def boss_of_boss(rng: random.Random) -> Chore:
     return asks(
         f"staff.csv says who is whose boss. Who is the boss of {who}'s boss?",
         wanted, files={"staff.csv": "\n".join(lines) + "\n"}, guesses=[boss[who], who],
+        renamed=("staff.csv",),
     )  # fmt: skip
 
 
@@ -85,6 +89,7 @@ def same_content(rng: random.Random) -> Chore:
         "Two of the files in the folder notes have the same content. Which? Give their names without folder "
         "and ending, in the order of the alphabet, with a blank between.",
         f"{names[a]} {names[b]}", files=files, guesses=[f"{others[0]} {others[1]}", names[a]],
+        renamed=("notes",),
     )  # fmt: skip
 
 
@@ -109,6 +114,7 @@ def marks_in_code(rng: random.Random) -> Chore:
     return asks(
         "How many lines of the .py files in src hold the word TODO, in capital letters?",
         str(wanted), files=files, guesses=[str(wanted + 2), str(wanted + all_of_them + 3)],
+        renamed=("src",),
     )  # fmt: skip
 
 
@@ -127,6 +133,7 @@ def where_defined(rng: random.Random) -> Chore:
         f"In which file of the folder lib is the function {function} defined? Give the file's name, as in "
         "name.py.",
         f"{home}.py", files=files, guesses=[f"{other}.py", "main.py"],
+        renamed=("lib",),
     )  # fmt: skip
 
 
@@ -143,6 +150,7 @@ def longest_gap(rng: random.Random) -> Chore:
         "the longest gap between two neighbouring lines?",
         str(max(gaps)), files={"heartbeat.log": "".join(f"{t} alive\n" for t in times)},
         guesses=[str(sorted(gaps)[-2]), str(at)],
+        renamed=("heartbeat.log",),
     )  # fmt: skip
 
 
@@ -161,7 +169,8 @@ def nested_value(rng: random.Random) -> Chore:
     return asks(
         f"orders.json holds orders. What do the items of order {one['id']} cost together?",
         str(wanted), files={"orders.json": json.dumps(orders, indent=1)},
-        guesses=[str(wanted + 1), str(one["items"][0]["price"])],  # type: ignore[index]
+        guesses=[str(wanted + 1), str(one["items"][0]["price"])],  # type: ignore[index],
+        renamed=("orders.json",),
     )  # fmt: skip
 
 
@@ -178,6 +187,7 @@ def hidden_version(rng: random.Random) -> Chore:
         "a dot. The folder old is about an earlier one.",
         f"{major}.{minor}.{patch}", files=files,
         guesses=[f"{major - 1}.{minor + 1}.{patch}", f"{major}.{minor}"],
+        renamed=("package.txt",),
     )  # fmt: skip
 
 
@@ -185,6 +195,7 @@ def paper_trail(rng: random.Random) -> Chore:
     """One note leads to the next."""
     names = rng.sample(WORDS, 6)
     words = [f"{rng.choice(NAMES)}{rng.randint(10, 99)}" for _ in range(2)]
+    names[0] += str(rng.randint(10, 99))
     files = {f"{a}.txt": f"Go on in {b}.txt.\n" for a, b in itertools.pairwise(names[:4])}
     files[f"{names[3]}.txt"] = f"The password is {words[0]}.\n"
     files[f"{names[4]}.txt"] = f"Go on in {names[5]}.txt.\n"
@@ -204,6 +215,7 @@ def encoded_token(rng: random.Random) -> Chore:
     return asks(
         "credentials.txt holds the current token in base64. What is it in plain text?",
         token, files={"credentials.txt": "\n".join(lines) + "\n"}, guesses=[other, encoded[0]],
+        renamed=("credentials.txt",),
     )  # fmt: skip
 
 

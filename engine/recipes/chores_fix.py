@@ -117,7 +117,7 @@ def leap_years(rng: random.Random) -> Chore:
     mended = broken.replace("year % 4 == 0", "year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)")
     return mend(
         "A program should say 'leap' or 'common' of a year of the Gregorian calendar.",
-        file=rng.choice(("leap.py", "calendar_year.py")), broken=broken, mended=mended,
+        file=f"leap{rng.randint(1, 99)}.py", broken=broken, mended=mended,
         cases=[(f"{year}\n", "leap\n" if leap(year) else "common\n") for year in years],
     )  # fmt: skip
 
@@ -145,7 +145,8 @@ def roman_numerals(rng: random.Random) -> Chore:
     numbers = [rng.choice((4, 9, 40, 90, 400, 900)) + rng.choice((0, 1000, 2000))]
     numbers += rng.sample(range(1, 3999), 4)
     return mend(
-        "A program should turn a Roman numeral into a number.", file="roman.py", broken=broken, mended=mended,
+        "A program should turn a Roman numeral into a number.",
+        file=f"roman{rng.randint(1, 99)}.py", broken=broken, mended=mended,
         cases=[(roman(number) + "\n", f"{number}\n") for number in numbers],
     )  # fmt: skip
 
@@ -254,7 +255,7 @@ def endless_search(rng: random.Random) -> Chore:
 def shared_basket(rng: random.Random) -> Chore:
     """A list that all baskets share, in a module used by a program that the agent never sees."""
     things = rng.sample(WORDS, 4)
-    module = rng.choice(("basket", "cart", "shelf"))
+    module = f"{rng.choice(('basket', 'cart', 'shelf'))}{rng.randint(1, 99)}"
     broken = "def put(thing, basket=[]):\n    basket.append(thing)\n    return basket\n"
     mended = "def put(thing, basket=None):\n    return [*(basket or []), thing]\n"
     driver = (
