@@ -79,6 +79,10 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
                     restore(loop, run.load_state())
                     screen.say(f"resuming after step {run.resume_from[0]}")
                 loop.sync.push(loop.policy_version)
+            run.judged_by = {
+                "": scorer.identity,
+                **{name: judges.of(name).identity for name in dataset.evals},
+            }
             run.record_environment(
                 data=dataset.fingerprint, model=model.fingerprint, prompts=prompter.template_hash
             )
@@ -107,6 +111,7 @@ def state_of(loop: Loop) -> dict[str, Any]:
         "policy_version": loop.policy_version,
         "keep_rate": float(loop.keep_rate),
         "nonfinite_in_row": loop.nonfinite_in_row,
+        "undecided_in_row": loop.scorer.watch.steps_in_row,
         "coefs": dataclasses.astuple(loop.coefs),
         "torch_rng": torch.get_rng_state(),
     }
@@ -119,5 +124,6 @@ def restore(loop: Loop, state: dict[str, Any]) -> None:
     loop.policy_version = state["policy_version"]
     loop.keep_rate = KeepRate(state["keep_rate"])
     loop.nonfinite_in_row = state["nonfinite_in_row"]
+    loop.scorer.watch.steps_in_row = state.get("undecided_in_row", 0)
     loop.coefs = Coefs(*state["coefs"])
     torch.set_rng_state(state["torch_rng"])

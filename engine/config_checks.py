@@ -24,6 +24,7 @@ def contradictions(c: Config) -> Iterator[str]:
     yield from sampling(c)
     yield from _eval_contradictions(c)
     yield from _sampling_without_effect(c)
+    yield from _verifier_without_effect(c)
     yield from _files_without_effect(c)
     yield from _lora_contradictions(c)
 
@@ -146,6 +147,21 @@ def _sampling_without_effect(c: Config) -> Iterator[str]:
             yield f"rollout.{name} has no effect with {why}; remove it"
     if not _dynamic(c) and "oversample" in _chosen(c.dynamic_sampling):
         yield "dynamic_sampling.oversample has no effect with dynamic_sampling.enabled = false; remove it"
+
+
+def _verifier_without_effect(c: Config) -> Iterator[str]:
+    limits, chosen = c.verifier, _chosen(c.verifier)
+    steady, most = limits.steady_undecided_frac, limits.max_undecided_frac
+    if "steady_undecided_frac" in chosen and most <= steady < 1:
+        yield (
+            f"verifier.steady_undecided_frac = {steady} has no effect above verifier.max_undecided_frac = "
+            f"{most}, which stops the run at once; lower it, or set 1 to never pause"
+        )
+    if "steady_undecided_steps" in chosen and steady == 1:
+        yield (
+            "verifier.steady_undecided_steps has no effect with verifier.steady_undecided_frac = 1, which "
+            "never pauses; remove it"
+        )
 
 
 def _files_without_effect(c: Config) -> Iterator[str]:

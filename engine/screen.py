@@ -63,6 +63,10 @@ class Screen:
         facts = f"reward {_number(row['reward'])}  kept {row['kept_frac']:.0%}"
         if row["undecided_frac"]:
             facts += f"  UNDECIDED {row['undecided_frac']:.0%}"
+        if row.get("verify/timeout_frac"):
+            facts += f"  TIMED OUT {row['verify/timeout_frac']:.0%}"
+        if row.get("verify/restarts"):
+            facts += f"  {row['verify/restarts']:.0f} verifier workers killed"
         if math.isfinite(row["entropy"]):
             facts += f"  entropy {row['entropy']:.3f}" if wide else ""
         else:

@@ -29,6 +29,7 @@ def show(run: Run, screen: Screen) -> int:
         undecided = statistics.fmean(row["undecided_frac"] for row in metrics)
         if undecided:
             rows.append(("undecided verdicts", f"{undecided:.1%} of all; see `reason` in rollouts/"))
+        rows += _verifier(metrics)
         idle = sum(row["entropy"] is None for row in metrics)
         if idle:
             rows.append(("steps with nothing to train on", f"{idle} of {len(metrics)}"))
@@ -39,6 +40,26 @@ def show(run: Run, screen: Screen) -> int:
     rows += [("run folder", relative(run.folder)), ("curve", relative(picture))]
     screen.summary(rows, title=f"{run.folder.name}: {len(metrics)} steps")
     return 0
+
+
+def _verifier(metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """How the verifier fared over the recorded steps; nothing of runs from before this was recorded."""
+    steps = [row for row in metrics if "verify/p50_s" in row]
+    if not steps:
+        return []
+
+    def mean(name: str) -> float:
+        return statistics.fmean(row[f"verify/{name}"] for row in steps)
+
+    words = [f"{1000 * statistics.median(row['verify/p50_s'] for row in steps):.1f} ms a check"]
+    words.append(f"slowest {max(row['verify/slowest_s'] for row in steps):.2f} s")
+    if mean("timeout_frac"):
+        words.append(f"{mean('timeout_frac'):.1%} timed out")
+    if killed := sum(row["verify/restarts"] for row in steps):
+        words.append(f"{killed:.0f} workers killed and replaced")
+    if mean("cache_hit_frac"):
+        words.append(f"{mean('cache_hit_frac'):.0%} taken from memory")
+    return [("verifier", ", ".join(words))]
 
 
 def _method(run: Run) -> str:

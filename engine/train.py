@@ -51,7 +51,8 @@ def train(cfg: Config, screen: Screen) -> int:
                 if cfg.eval.every and (step % cfg.eval.every == 0 or last):
                     evaluate_all(loop, run, screen, cfg, step=step)
                 stopping = interrupt.asked and not last  # read once: a signal may come between two looks
-                if stopping or last or step % cfg.run.save_every == 0:
+                paused = loop.scorer.watch.must_pause and not last
+                if stopping or paused or last or step % cfg.run.save_every == 0:
                     with run.timed("save"):
                         saved = run.save(step, state_of(loop), loop.policy.save_model)
                 tell(run, screen)
@@ -61,6 +62,8 @@ def train(cfg: Config, screen: Screen) -> int:
                         f"skipped; their rollouts are in {cfg.run.folder}/rollouts. Look there for extreme "
                         "log-probabilities, or start a new run with a lower optim.lr"
                     )
+                if paused:
+                    raise loop.scorer.watch.paused(step=step, saved=saved)
                 if stopping:
                     done = "saved" if saved else "NOT saved, see above"
                     screen.say(f"stopped after step {step}, {done}; run the same command again to go on")
@@ -86,6 +89,7 @@ def train_step(loop: Loop, run: Run, cfg: Config, step: int) -> Metrics:
     run.log_rollouts(step, [*groups, *greedy], dict(zip(kept, scored, strict=True)))
     loop.scorer.require_decided(groups)
     metrics = dynamic_sampling.group_stats(groups, trained_on)
+    metrics |= loop.scorer.step_health(groups, note=run.note)
     metrics["staleness_mean"] = staleness(trained_on, now=loop.policy_version)
     metrics |= {f"curriculum/{name}": value for name, value in loop.problems.metrics().items()}
     with run.timed("train"):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.tiny import Forked, run_cli, start_cli, write_recipe
+from verigrad.verifiers.pool_stats import CLOCKED
 
 PREFIX = "the sum of these two numbers, please: " * 4  # longer than a block of vLLM's prefix cache
 
@@ -21,7 +22,7 @@ def rows(path):
     """Rows of a JSONL file without what a clock wrote."""
     if not path.exists():
         return []
-    timed = ("seconds/", "tokens_per_s")
+    timed = ("seconds/", "tokens_per_s", *(f"verify/{name}" for name in CLOCKED))
     whole = [json.loads(line) for line in path.read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in whole]
 

@@ -7,7 +7,8 @@ import pytest
 from tests.tiny import VERIFIERS, config, rollout
 from verigrad.engine.config import ConfigError
 from verigrad.engine.schema import Rollout, RolloutGroup, VerifiedGroup
-from verigrad.engine.scoring import Scorer, UndecidedError, open_scorers
+from verigrad.engine.scoring import Scorer, open_scorers
+from verigrad.engine.verifier_health import UndecidedError
 from verigrad.verifiers.base import Problem, Verdict
 
 SLEEPY = """

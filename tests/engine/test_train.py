@@ -18,9 +18,9 @@ from verigrad.engine import train as loop
 from verigrad.engine.config import ConfigError
 from verigrad.engine.policy import Policy
 from verigrad.engine.run import RunError
-from verigrad.engine.scoring import UndecidedError
 from verigrad.engine.screen import Screen
 from verigrad.engine.sync import WeightSync, WeightSyncError
+from verigrad.engine.verifier_health import UndecidedError
 
 HOUSE_KEYS = """
 step reward reward_std kept_frac undecided_frac solve_all_frac solve_none_frac loss grad_norm entropy
