@@ -254,6 +254,76 @@ def test_a_broken_checker_is_undecided_and_not_zero(plugin, name):
         assert pool.stats()["num_timeout"] == 0
 
 
+CANARIES = '''
+import os, pathlib, time
+from verigrad.verifiers.base import verifier
+
+HERE = pathlib.Path(__file__).parent
+
+def noted(what):
+    with open(HERE / "asked", "a") as file:
+        file.write(f"{os.getpid()} {what}\\n")
+
+@verifier("watched", deadline_s=1.0, canary={"response": "known", "answer": None})
+def watched(text):
+    """Notes what each worker was asked; dies or hangs when told to; the known case can be broken."""
+    noted(text)
+    if text == "known":
+        return not (HERE / "broken").exists()
+    once = HERE / f"did {text}"
+    if text in ("hang once", "die once") and not once.exists():
+        once.touch()
+        os._exit(3) if text == "die once" else time.sleep(60)
+    if text == "hang":
+        time.sleep(60)
+    if text == "die":
+        os._exit(3)
+    return True
+'''
+
+
+@pytest.fixture
+def watched(tmp_path):
+    (tmp_path / "own.py").write_text(CANARIES)
+
+    def asked():
+        lines = [line.split(" ", 1) for line in (tmp_path / "asked").read_text().splitlines()]
+        by_worker = {}
+        for pid, what in lines:
+            by_worker.setdefault(pid, []).append(what)
+        return list(by_worker.values())
+
+    with VerifierPool(f"{tmp_path}/own.py:watched", num_workers=1) as pool:
+        yield pool, asked, tmp_path / "broken"
+
+
+@pytest.mark.parametrize("text", ["hang once", "die once"])
+def test_the_retry_is_judged_by_a_worker_that_knew_the_known_case(watched, text):
+    pool, asked, _ = watched
+    assert judge(pool, text, "fine")[0].outcome == "right"
+    assert asked() == [[text], ["known", text, "fine"]]
+
+
+@pytest.mark.parametrize(("text", "outcome"), [("hang", "timeout"), ("die", "error")])
+def test_after_every_killed_worker_a_known_case_comes_first(watched, text, outcome):
+    pool, asked, _ = watched
+    assert [verdict.outcome for verdict in judge(pool, text, "fine")] == [outcome, "right"]
+    assert asked() == [[text], ["known", text], ["known", "fine"]]
+
+
+@pytest.mark.parametrize("text", ["hang once", "die once", "hang", "die"])
+def test_a_known_case_that_fails_leaves_all_undecided_until_it_passes_again(watched, text):
+    pool, asked, broken = watched
+    broken.touch()
+    verdicts = judge(pool, text, "fine", "fine")
+    assert [verdict.reward for verdict in verdicts] == [None, None, None]
+    assert "a known case fails too: the verifier is broken" in verdicts[0].reason
+    assert "the worker before was killed or died" in verdicts[1].reason
+    assert not any("fine" in words for words in asked())  # nothing is asked of a worker that fails it
+    broken.unlink()
+    assert judge(pool, "fine")[0].outcome == "right"
+
+
 def test_async_verifiers_are_awaited(plugin):
     with VerifierPool(f"{plugin}:thoughtful", num_workers=1) as pool:
         assert [v.reward for v in judge(pool, "a", "b", answer="a")] == [1.0, 0.0]
