@@ -11,15 +11,17 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from verigrad.engine.config import ConfigError, DataConfig
 from verigrad.engine.rows import BadRow, Rows, read_rows, short_name
-from verigrad.engine.schema import VerifiedGroup
 from verigrad.verifiers.base import Problem
+
+if TYPE_CHECKING:  # it holds tensors, and reading data needs no torch
+    from verigrad.engine.schema import VerifiedGroup
 
 ANSWER_COLUMNS = ("answer", "ground_truth", "solution")
 ID_COLUMNS = ("id", "problem_id")
@@ -138,6 +140,28 @@ def first_problem(cfg: DataConfig, *, seed: int) -> Problem:
                 report = f"{rows.place(index)}: {error}".rstrip(".")
                 raise ConfigError(f"{report}. Correct it, or set data.on_bad_row = 'skip'.") from error
     raise ConfigError(f"{cfg.path} gives no problems. Expected rows with 'prompt' and 'answer'.")
+
+
+def sample(cfg: DataConfig, *, seed: int, num: int) -> list[Problem]:
+    """`num` problems drawn from all over the rows of `path`, the first among them; all if there are fewer.
+
+    Malformed rows are passed over, as `load` is there to report them; ConfigError as `first_problem`.
+    """
+    first = first_problem(cfg, seed=seed)
+    rows = read_rows(cfg.path, split=cfg.split, seed=seed, options=cfg.options)
+    order = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
+    problems, ids = [first], {first.id}
+    for index in order:
+        if len(problems) == num:
+            break
+        try:
+            problem = to_problem(rows.row(int(index)), cfg.columns)
+        except BadRow:
+            continue
+        if problem.id not in ids:
+            ids.add(problem.id)
+            problems.append(problem)
+    return problems
 
 
 def choose(prompts: NDArray[np.uint64], num_wanted: int, *, seed: int) -> NDArray[np.int64]:
@@ -383,7 +407,7 @@ class ProblemStream(Iterator[Problem]):
         """The next problems; a batch may run from one epoch into the next."""
         return [next(self) for _ in range(num_problems)]
 
-    def observe(self, groups: Sequence[VerifiedGroup]) -> None:
+    def observe(self, groups: Sequence["VerifiedGroup"]) -> None:
         """What came of the problems; a plain stream does not mind."""
 
     def metrics(self) -> dict[str, float]:
