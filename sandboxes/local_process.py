@@ -1,9 +1,9 @@
 """Options -> a sandbox that is none: programs run as the user who runs us, with rlimits against runaways.
 
-For code you would run yourself. It holds runaways (time, memory, output, file size, processes that stay behind),
-and nothing else: a program can read your files, use the network, kill your processes. HOME is a folder of its own and
-not `/box`, so commands name files relative to it. `memory_mb`, `disk_mb`, `pids` and `cpus` of the whole sandbox
-cannot be kept here, nor can `Limits.pids`.
+For code you would run yourself. It holds runaways (time, memory, output, file size, processes that stay
+behind), and nothing else: a program can read your files, use the network, kill your processes. HOME is a folder
+of its own and not `/box`, so commands name files relative to it. `memory_mb`, `disk_mb`, `pids` and `cpus` of the
+whole sandbox cannot be kept here, nor can `Limits.pids`.
 """
 
 import os
@@ -39,24 +39,23 @@ class LocalProcess(Backend):
             )
         return None if sys.platform == "linux" else f"it needs Linux, and this is {sys.platform}"
 
-    def open(
-        self,
-        *,
-        trusted: bool = False,
-        memory_mb: int = 0,
-        disk_mb: int = 0,
-        pids: int = 0,
-        cpus: float = 0.0,
-    ) -> Sandbox:
-        """A folder with a zygote. The sizes of the whole sandbox are not kept."""
-        if reason := self.unavailable({"trusted": trusted}):
-            raise SandboxUnavailable(f"local_process: {reason}")
-        place = Path(tempfile.mkdtemp(prefix="verigrad-box-"))
-        try:
-            return ZygoteSandbox(self.name, LocalChannel(place), boot_order(WALL, folders(place)))
-        except BaseException:
-            remove(place)
-            raise
+    def open(self, **options: Any) -> Sandbox:
+        """A folder with a zygote; the options are those of `_open`."""
+        return _open(**options)
+
+
+def _open(
+    *, trusted: bool = False, memory_mb: int = 0, disk_mb: int = 0, pids: int = 0, cpus: float = 0.0
+) -> Sandbox:
+    """The sizes of the whole sandbox are not kept."""
+    if reason := LocalProcess().unavailable({"trusted": trusted}):
+        raise SandboxUnavailable(f"local_process: {reason}")
+    place = Path(tempfile.mkdtemp(prefix="verigrad-box-"))
+    try:
+        return ZygoteSandbox("local_process", LocalChannel(place), boot_order(WALL, folders(place)))
+    except BaseException:
+        remove(place)
+        raise
 
 
 def folders(place: Path) -> dict[str, Any]:

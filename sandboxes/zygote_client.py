@@ -1,4 +1,4 @@
-"""A channel to a zygote -> a Sandbox: requests out, replies in, and SandboxLost when they do not come in time."""
+"""A channel to a zygote -> a Sandbox: requests out, replies in, SandboxLost when they do not come in time."""
 
 import json
 import os
@@ -349,7 +349,7 @@ def _result(reply: Mapping[str, Any], blob: bytes) -> ExecResult:
 
 
 def below_home(path: str, *, itself: bool = False) -> list[str]:
-    """A path's components below HOME. ValueError for one that is not there, or is HOME unless that is allowed."""
+    """A path's components below HOME. ValueError for one that is not, or is HOME itself unless that is allowed."""
     pure = PurePosixPath(path)
     if pure.is_absolute():
         try:

@@ -1,10 +1,11 @@
 """The template: requests for a new process go in, processes that are about to become a program come out.
 
-Runs inside the box. The template is forked before any job is known, and never sees one: a request to fork carries
-nothing but a socket, and the new process reads its job from there. So a program's memory holds nothing of other
-programs. `["python3", "file.py", ...]` (also `-c` and `-m`) goes on in the interpreter that is already running,
-and behaves as a new one would, but for this: modules imported ahead of time stay imported, and the hash seed and
-the addresses are those of the template (programs of one box share them); the random generators are seeded anew.
+Runs inside the box. The template is forked before any job is known, and never sees one: a request to fork
+carries nothing but a socket, and the new process reads its job from there. So a program's memory holds nothing of
+other programs. `["python3", "file.py", ...]` (also `-c` and `-m`) goes on in the interpreter that is already
+running, and behaves as a new one would, but for this: modules imported ahead of time stay imported, and the hash
+seed and the addresses are those of the template (programs of one box share them). Random generators are seeded
+anew.
 """
 
 import gc
@@ -30,13 +31,45 @@ OPEN_FILES = 256
 MIB = 1 << 20
 # Imported ahead of time: what small programs use, and what an import of it drags in.
 AHEAD = (
-    "abc argparse array ast atexit bisect base64 builtins calendar cmath collections.abc concurrent.futures "
-    "contextlib contextvars copy csv ctypes dataclasses datetime decimal difflib enum fractions functools gc "
-    "hashlib heapq importlib.util inspect io itertools json linecache logging math multiprocessing numbers "
-    "operator os pathlib pickle pprint queue random re runpy secrets select shutil signal socket statistics "
-    "string struct subprocess sys tempfile textwrap threading time traceback types typing unittest unicodedata "
-    "uuid warnings weakref zlib"
-).split()
+    *(
+        "abc",
+        "argparse",
+        "array",
+        "ast",
+        "atexit",
+        "bisect",
+        "base64",
+        "calendar",
+        "cmath",
+        "collections.abc",
+    ),
+    *("concurrent.futures", "contextlib", "contextvars", "copy", "csv", "ctypes", "dataclasses", "datetime"),
+    *(
+        "decimal",
+        "difflib",
+        "enum",
+        "fractions",
+        "functools",
+        "hashlib",
+        "heapq",
+        "importlib.util",
+        "inspect",
+    ),
+    *("io", "itertools", "json", "linecache", "logging", "math", "multiprocessing", "numbers", "operator"),
+    *("pathlib", "pickle", "pprint", "queue", "random", "re", "runpy", "secrets", "shutil", "statistics"),
+    *(
+        "string",
+        "subprocess",
+        "tempfile",
+        "textwrap",
+        "threading",
+        "traceback",
+        "types",
+        "typing",
+        "unittest",
+    ),
+    *("unicodedata", "uuid", "warnings", "weakref", "zlib"),
+)
 
 
 def template(control: socket.socket, wall: Wall) -> NoReturn:
@@ -54,12 +87,12 @@ def template(control: socket.socket, wall: Wall) -> NoReturn:
     signal.signal(signal.SIGCHLD, _wake_up)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     while True:
-        ready, _, _ = select.select([control, awake], [], [])
+        ready, _, _ = select.select([control.fileno(), awake], [], [])
         if awake in ready:
             with suppress(BlockingIOError):
                 os.read(awake, 512)
             _report_ends(control)
-        if control in ready:
+        if control.fileno() in ready:
             asked, given, _, _ = socket.recv_fds(control, 16, 1)
             if not asked:
                 os._exit(0)
@@ -177,7 +210,7 @@ def _become(command: Sequence[str]) -> int:
 
 
 def _is_script(path: str) -> bool:
-    """Whether plain source is there; folders, archives and compiled files are a new interpreter's business."""
+    """Whether plain source is there; folders, archives and compiled files are for a new interpreter."""
     return os.path.isfile(path) and not path.endswith((".pyc", ".zip", ".pyz"))
 
 

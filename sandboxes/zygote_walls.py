@@ -1,4 +1,4 @@
-"""What stands between a program and the rest of its box: the hooks that the zygote calls, and the two plain walls.
+"""A program and its box -> what stands between them: the hooks that the zygote calls, and two walls.
 
 Runs inside the box, with the standard library alone. Another wall is another subclass of `Wall`, named as
 "module:Class" when the zygote is started; sandboxes/zygote_namespace.py holds the one made of namespaces.
@@ -29,13 +29,13 @@ class Dirty(Exception):
 class Wall(ABC):
     """The hooks, in the order in which they are called.
 
-    Three processes share the box: the supervisor, which talks to the outside and owns the clock; the template,
-    forked from it before any job is known; and one new process per command, forked from the template ahead of
-    time. `S` hooks run in the supervisor, `P` hooks in the process that becomes the program.
+    Three processes share the box: the supervisor, which talks to the outside and owns the clock; the
+    template, forked from it before any job is known; and one new process per command, forked from the template
+    ahead of time. `S` hooks run in the supervisor, `P` hooks in the process that becomes the program.
 
     boot     S  once, before the template is forked; the box is clean when it returns
-    prepare  P  when the process is forked, before its job is known: slow preparations belong here. It may fork:
-                then the first process waits and ends as its child did, and the child returns
+    prepare  P  when the process is forked, before its job is known: slow preparations belong here. It may
+                fork: then the first process waits and ends as its child did, and the child returns
     ticket   S  when a job comes: what `enter` needs to know, as plain data
     enter    P  last thing before the program: every privilege is given up
     over     S  a few times a second while a command runs: which limit of the whole box it is over, if any
@@ -77,7 +77,7 @@ class Wall(ABC):
 
     @abstractmethod
     def kill(self, main: int, known: Set[int]) -> None:
-        """SIGKILL for all of the command: `main`, which the template forked for it, and all but the `known`."""
+        """SIGKILL for all of the command: `main`, which the template forked for it, and all not `known`."""
 
     @abstractmethod
     def left(self, known: Set[int]) -> bool:
@@ -95,7 +95,7 @@ class Wall(ABC):
 
 
 class PlainWall(Wall):
-    """No wall: the program runs as the user who started the zygote. Keeps runaways from outliving a command."""
+    """No wall: the program runs as the user who started the zygote; what it leaves running is ended."""
 
     counts_processes = False
 
@@ -131,10 +131,11 @@ class PlainWall(Wall):
 
 
 class UidWall(Wall):
-    """A user of its own for each program: the supervisor is root and process 1 of a box that holds nothing else.
+    """A user of its own for each program; the supervisor is root, and process 1 of a box with nothing else.
 
-    Needs CAP_SETUID, CAP_SETGID, CAP_CHOWN, CAP_DAC_OVERRIDE and CAP_FOWNER. What a program leaves outside its
-    folders (System V objects, message queues) belongs to its user, is removed as that user, and is looked for.
+    Needs CAP_SETUID, CAP_SETGID, CAP_CHOWN, CAP_DAC_OVERRIDE and CAP_FOWNER. What a program leaves outside
+    its folders (System V objects, message queues) belongs to its user, is removed as that user, and is looked
+    for.
     """
 
     def __init__(self, *, first_uid: int, last_uid: int, **options: Any) -> None:
