@@ -30,7 +30,7 @@ OPENING = "```python\ndef f(x):\n    return "  # forced upon every completion by
 ENDING = "\n```"
 SIGNS = {"add": "+", "sub": "-", "times": "*", "mod": "%"}
 LEVELS = ("plain2", "plain3", "if2", "if3", "if4")  # with a condition or not, and how many operations
-FORGETS_BRACKETS, MISTAKES_BOUND, GIVES_UP = 0.8, 0.5, 0.05  # the teacher's habits, as shares
+FORGETS_BRACKETS, MISTAKES_BOUND, GIVES_UP = 0.95, 0.35, 0.05  # the teacher's habits, as shares
 
 NAMED_TOKENS = (
     *SPECIAL, "```python", "```", "def f(x):", "    return ", " if ", " else ", "exit()", ">=",

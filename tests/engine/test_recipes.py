@@ -56,6 +56,9 @@ LADDER = ["policy.options={num_steps = 3, batch_size = 4}", "data.num_eval=6"]
 OVERRIDES = {
     "quickstart": [*LADDER, "dynamic_sampling.oversample=3.0"],
     "curriculum": LADDER,
+    "quickstart_code": [
+        *LADDER, "dynamic_sampling.oversample=3.0", "sandbox.backend=local_process", "sandbox.trusted=true",
+    ],
     "r1_zero_scratch": [
         'policy.options={size = "small", num_steps = 3, batch_size = 4}', "data.evals.test.num=4",
         "dynamic_sampling.oversample=3.0",
