@@ -302,6 +302,8 @@ class AgentConfig(Section):
     protocol: Literal["auto", "chat", "text"] = "auto"
     """How tools are called: in the chat template's own format, or plain <tool>...</tool> text; auto takes the
     template's where there is one."""
+    explain: bool = True
+    """Tell of the tools in the prompt; false where the model knows them from its training."""
     max_turns: int = Field(default=8, ge=1)
     """Most turns of the model in one episode; a row's meta.max_turns may set fewer."""
     max_turn_tokens: int | None = Field(default=None, ge=1)
