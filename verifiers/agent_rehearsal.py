@@ -3,7 +3,7 @@
 An oracle is the doing that must pass, the do-nothing agent and every cheat must not; no model is needed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from verigrad.sandboxes.base import Limits, Sandbox
@@ -46,7 +46,7 @@ def set_up(setup: Mapping[str, Any] | None, box: Sandbox) -> None:
     """Put the task's files there and run its commands; CannotSetUp names one that fails."""
     setup = setup or {}
     for path, text in read_files(setup.get("files") or {}, "meta.setup").items():
-        box.write_file(path, text.encode(), executable=text.startswith("#!"))
+        box.write_file(path, text.encode())
     for command in setup.get("commands") or ():
         done = box.exec(words_of(command), limits=LIMITS)
         if not done.ok:
@@ -54,6 +54,6 @@ def set_up(setup: Mapping[str, Any] | None, box: Sandbox) -> None:
             raise CannotSetUp(f"setup command {command!r} ended with {done.status} {done.exit_code}: {said}")
 
 
-def words_of(command: str | Sequence[str]) -> list[str]:
-    """A command as a list of words; text is for the shell."""
-    return ["sh", "-c", command] if isinstance(command, str) else list(command)
+def words_of(command: str) -> list[str]:
+    """A command of the shell as a list of words."""
+    return ["bash", "-c", command]

@@ -116,8 +116,9 @@ def stated(attempt: Attempt) -> str:
             return ""
         content = last.get("content")
         text = Attempt(content if isinstance(content, str) else "").final_text
-    found = tags(text, "answer") or boxes(text)
-    return (found[-1][0] if found else text).strip()
+    if found := tags(text, "answer") or boxes(text):
+        return found[-1][0].strip()
+    return "" if attempt.truncated else text.strip()
 
 
 def look(step: Step, answer: Any, said: str, sandbox: Sandbox) -> None:

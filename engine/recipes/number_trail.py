@@ -27,7 +27,7 @@ NUM_DECOYS = 2  # files that no trail leads to
 
 
 def problems(*, seed: int, num_problems: int = 2000, levels: Sequence[str] = LEVELS) -> list[dict[str, Any]]:
-    """Rows {prompt, answer, level, meta} in mixed order, equally many of each level, no two with one start."""
+    """Rows {prompt, answer, level, meta} in mixed order, equally many of each level, each start once."""
     if not levels or not set(levels) <= set(LEVELS):
         raise ValueError(f"levels = {levels}: expected some of {', '.join(LEVELS)}. Name only these.")
     rng = random.Random(f"number trail {seed}")
@@ -64,7 +64,7 @@ class Trail:
             "setup": {"files": files},
             "check": [{"answer": True}],
             "oracle": {"answer": f"<answer>{self.answer}</answer>"},
-            "cheats": [{"answer": f"<answer>{self.last}</answer>x"}] if self.last != self.answer else [],
+            "cheats": [{"answer": f"<answer>{self.last}</answer>"}] if self.last != self.answer else [],
         }
         return {"prompt": f"{self.start}?", "answer": self.answer, "level": self.level, "meta": meta}
 
@@ -135,7 +135,7 @@ def model(
     hidden_size: int = 128,
     num_layers: int = 4,
 ) -> None:
-    """Write a model that has seen `num_steps` batches of the teacher's turns, and its tokenizer, to `folder`."""
+    """Write a model that has seen `num_steps` batches of the teacher's turns, with its tokenizer."""
     from verigrad.engine.recipes import warm_start
 
     alphabet = new_alphabet()
