@@ -163,7 +163,7 @@ def _shape(cfg: Config) -> Callable[[Rollout], float]:
 
     def shape(rollout: Rollout) -> float:
         return soft_overlong(
-            rollout.num_completion_tokens, max_tokens=cfg.rollout.max_tokens, buffer_tokens=buffer_tokens
+            rollout.num_tokens_after_prompt, max_tokens=cfg.rollout.max_tokens, buffer_tokens=buffer_tokens
         )
 
     return shape

@@ -15,10 +15,12 @@ from verigrad.engine.config import Config
 from verigrad.engine.curriculum import Curriculum, problem_stream
 from verigrad.engine.data import ProblemStream
 from verigrad.engine.dynamic_sampling import KeepRate
+from verigrad.engine.episode import EpisodeSampler
 from verigrad.engine.policy import Policy, find_device
 from verigrad.engine.prompts import Prompter
+from verigrad.engine.quick_audit import audit_before_training, note_control
 from verigrad.engine.rollout import Sampler
-from verigrad.engine.rollout_backends import build_engine
+from verigrad.engine.rollout_backends import build_engine, build_prompter, sampler_of
 from verigrad.engine.run import Run
 from verigrad.engine.schema import Coefs
 from verigrad.engine.scoring import Judges, Scorer, open_scorers
@@ -52,8 +54,10 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
     with open_scorers(cfg) as (scorer, judges):
         with run.timed("start"):  # what is cheap to get wrong is looked at before a model is made or fetched
             scorer.require_fit(data.first_problem(cfg.data, seed=cfg.train.seed))
+            audit_before_training(cfg, run, screen)
+            control = note_control(scorer.pool.verifier, run)
             model = model_files.fetch(cfg, progress=screen.progress)
-            prompter = Prompter(model.tokenizer, cfg.prompts)
+            prompter = build_prompter(cfg, model)
             accept = prompter.refusal_above(cfg.rollout.max_prompt_tokens)
             dataset = data.load(cfg.data, seed=cfg.train.seed, accept=accept)
         if dataset.num_skipped:
@@ -84,7 +88,10 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
                 **{name: judges.of(name).identity for name in dataset.evals},
             }
             run.record_environment(
-                data=dataset.fingerprint, model=model.fingerprint, prompts=prompter.template_hash
+                data=dataset.fingerprint,
+                model=model.fingerprint,
+                prompts=prompter.template_hash,
+                control=control,
             )
             yield loop
             run.note(f"verifier health: {json.dumps(scorer.health())}")
@@ -98,7 +105,10 @@ def open_sampler(
     with run.timed("start"):
         engine = build_engine(cfg, folder, eos_ids=model.eos_ids, seed=cfg.train.seed)
     try:
-        yield Sampler(engine, prompter)
+        with sampler_of(cfg, engine, prompter) as sampler:
+            if isinstance(sampler, EpisodeSampler):
+                run.note(f"episodes run in sandboxes of kind {sampler.pool.settings.spec.backend}")
+            yield sampler
     finally:
         engine.close()
 

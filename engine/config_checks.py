@@ -22,6 +22,7 @@ def contradictions(c: Config) -> Iterator[str]:
     yield from _size_contradictions(c)
     yield from algorithm_settings.contradictions(c)
     yield from sampling(c)
+    yield from _agent_contradictions(c)
     yield from _eval_contradictions(c)
     yield from _sampling_without_effect(c)
     yield from _verifier_without_effect(c)
@@ -97,6 +98,28 @@ def sampling(c: Config) -> Iterator[str]:
                 f"{where} = {value:g}: the samplers take {LEAST_TEMPERATURE} to {MOST_TEMPERATURE}{greedy}; "
                 "change it"
             )
+
+
+def _agent_contradictions(c: Config) -> Iterator[str]:
+    agent = c.agent
+    if not agent.tools:
+        if unused := sorted(_chosen(agent)):
+            yield f"agent.{unused[0]} has no effect without agent.tools; remove it or name tools"
+        return
+    if agent.protocol == "chat" and c.prompts.chat == "never":
+        yield "agent.protocol = 'chat' cannot be with prompts.chat = 'never'; change one"
+    if agent.max_turn_tokens is not None and agent.max_turn_tokens >= c.rollout.max_tokens:
+        yield (
+            f"agent.max_turn_tokens = {agent.max_turn_tokens} has no effect with rollout.max_tokens = "
+            f"{c.rollout.max_tokens}; remove it or lower it"
+        )
+    if agent.tool_seconds > agent.max_seconds:
+        yield (
+            f"agent.tool_seconds = {agent.tool_seconds:g} has no effect above agent.max_seconds = "
+            f"{agent.max_seconds:g}; lower it or raise that"
+        )
+    if not agent.artifacts:
+        yield "agent.artifacts is empty, so nothing could be judged; name files, or leave it out for all"
 
 
 def _eval_contradictions(c: Config) -> Iterator[str]:

@@ -4,9 +4,9 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import SupportsFloat
+from typing import SupportsFloat, get_args
 
-from verigrad.engine.schema import Metrics, VerifiedGroup
+from verigrad.engine.schema import Episode, Metrics, StopReason, VerifiedGroup
 
 TOLERANCE = 1e-8  # rewards closer than this are equal
 MIN_KEEP_RATE = 0.01  # a keep rate of 0 would ask for infinitely many groups
@@ -88,6 +88,24 @@ def group_stats(groups: Sequence[VerifiedGroup], kept: Sequence[VerifiedGroup]) 
         "completion_tokens_mean": _mean([rollout.num_completion_tokens for rollout in rollouts]),
         "truncated_frac": _frac(sum(rollout.truncated for rollout in rollouts), len(rollouts)),
         **{f"reward_parts/{name}": statistics.fmean(values) for name, values in sorted(parts.items())},
+        **episode_stats([rollout.episode for rollout in rollouts if rollout.episode is not None]),
+    }
+
+
+def episode_stats(episodes: Sequence[Episode]) -> Metrics:
+    """How the episodes of a step went; nothing where there were none. Shares of stop reasons sum to 1."""
+    if not episodes:
+        return {}
+    num_calls = sum(one.num_calls for one in episodes)
+    reasons = [one.stop_reason for one in episodes]
+    return {
+        "agent/turns_mean": _mean([one.num_turns for one in episodes]),
+        "agent/tool_calls_mean": num_calls / len(episodes),
+        "agent/tool_error_frac": _frac(sum(one.num_errors for one in episodes), num_calls),
+        **{
+            f"agent/stop/{reason}": _frac(reasons.count(reason), len(reasons))
+            for reason in get_args(StopReason)
+        },
     }
 
 

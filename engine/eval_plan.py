@@ -24,7 +24,14 @@ from verigrad.engine.config_checks import (
 )
 from verigrad.engine.config_verbs import verb_of
 from verigrad.engine.rows import short_name
-from verigrad.engine.settings import EvalConfig, EvalSet, PromptsConfig, VerifierConfig
+from verigrad.engine.settings import (
+    AgentConfig,
+    EvalConfig,
+    EvalSet,
+    PromptsConfig,
+    SandboxConfig,
+    VerifierConfig,
+)
 from verigrad.engine.verify import parse_option
 
 OVERRIDE = re.compile(r"\w+\.[^/=]+=")
@@ -35,7 +42,9 @@ READ: Mapping[str, frozenset[str]] = {
     "prompts": frozenset(PromptsConfig.model_fields),
     "rollout": frozenset({"backend", "max_tokens", "max_prompt_tokens", "temperature", "stop", "max_seqs",
                           "kv_cache_gb", "gpu_memory_frac", "enforce_eager"}),
-    "verifier": frozenset(VerifierConfig.model_fields),
+    "verifier": frozenset(VerifierConfig.model_fields) - {"audit", "audit_rows"},
+    "sandbox": frozenset(SandboxConfig.model_fields),
+    "agent": frozenset(AgentConfig.model_fields),
     "policy": frozenset({"model", "options", "dtype", "device", "trust_remote_code"}),
     "eval": frozenset(EvalConfig.model_fields) - {"every"},
 }  # fmt: skip

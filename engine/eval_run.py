@@ -32,8 +32,7 @@ from verigrad.engine.evaluation import (
 from verigrad.engine.intervals import paired_difference
 from verigrad.engine.policy import find_device
 from verigrad.engine.prompts import Prompter
-from verigrad.engine.rollout import Sampler
-from verigrad.engine.rollout_backends import build_engine, vllm_installed
+from verigrad.engine.rollout_backends import build_engine, build_prompter, sampler_of, vllm_installed
 from verigrad.engine.schema import VerifiedGroup
 from verigrad.engine.scoring import Judges
 from verigrad.engine.screen import Screen
@@ -86,7 +85,7 @@ def prepare(planned: Planned, screen: Screen) -> Prepared:
         raise ConfigError(str(error).replace("policy.model = ", "")) from error
     if len(model.tokenizer.get_vocab()) <= len(model.tokenizer.all_special_ids):  # transformers makes one up
         raise ConfigError(f"{subject.label}: its folder holds no tokenizer; save the model's tokenizer there")
-    prompter = Prompter(model.tokenizer, cfg.prompts)
+    prompter = build_prompter(cfg, model)
     accept = prompter.refusal_above(cfg.rollout.max_prompt_tokens)
     held_out = data.load_evals(cfg.data, seed=cfg.train.seed, accept=accept)
     for name, one in held_out.items():
@@ -144,27 +143,23 @@ def results_of(one: Prepared, seed: int | None, folder: "Folder | None", screen:
     if seed is not None:
         cfg = cfg.model_copy(update={"train": cfg.train.model_copy(update={"seed": seed})})
     screen.say(f"{one.subject.label}: {', '.join(f'{len(p)} problems of {n}' for n, p in one.sets.items())}")
-    with Judges(cfg) as judges:
+    with Judges(cfg) as judges, contextlib.ExitStack() as stack:
         engine = build_engine(cfg, one.model.folder, eos_ids=one.model.eos_ids, seed=cfg.train.seed)
-        try:
-            sampler = Sampler(engine, one.prompter)
-            for name, problems in one.sets.items():
-                judge = judges.of(name)
-                groups = attempt(name, problems, sampler, judge, cfg=cfg, progress=screen.progress)
-                if folder is not None:  # also what the verifier could not judge: it says why
-                    folder.write_rollouts(one.subject, name, groups)
-                require_decided(name, groups, judge)
-                row = summarise(name, groups, step=one.subject.step, ks=cfg.eval.pass_k, by=cfg.eval.by)
-                policy = judge.pool.verifier.policy
-                used = used_by(one, cfg, name, f"{judge.name} {policy.version}")
-                result = Result(
-                    one.subject.label, one.subject.model, row, used, scores(groups, cfg.eval.pass_k)
-                )
-                if folder is not None:
-                    folder.write_row(result, cfg)
-                yield result
-        finally:
-            engine.close()
+        stack.callback(engine.close)
+        sampler = stack.enter_context(sampler_of(cfg, engine, one.prompter))
+        for name, problems in one.sets.items():
+            judge = judges.of(name)
+            groups = attempt(name, problems, sampler, judge, cfg=cfg, progress=screen.progress)
+            if folder is not None:  # also what the verifier could not judge: it says why
+                folder.write_rollouts(one.subject, name, groups)
+            require_decided(name, groups, judge)
+            row = summarise(name, groups, step=one.subject.step, ks=cfg.eval.pass_k, by=cfg.eval.by)
+            policy = judge.pool.verifier.policy
+            used = used_by(one, cfg, name, f"{judge.name} {policy.version}")
+            result = Result(one.subject.label, one.subject.model, row, used, scores(groups, cfg.eval.pass_k))
+            if folder is not None:
+                folder.write_row(result, cfg)
+            yield result
 
 
 def used_by(one: Prepared, cfg: Config, name: str, verifier: str) -> dict[str, Any]:

@@ -72,12 +72,15 @@ class Prompter:
     @property
     def template_hash(self) -> str:
         """Changes with anything, besides the problem itself, that shapes a prompt."""
-        shape = {
+        return hashlib.sha256(json.dumps(self.shape(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def shape(self) -> dict[str, Any]:
+        """What `template_hash` is taken of."""
+        return {
             "prompts": self.cfg.model_dump(),
             "instruction": INSTRUCTIONS[self.cfg.template],
             "chat_template": self.tokenizer.chat_template if self.uses_chat else None,
         }
-        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
     def token_ids(self, problem: Problem) -> list[int]:  # [L]
         """The prompt as the sampler gets it: exactly one BOS where the model has one, prefill at the end."""

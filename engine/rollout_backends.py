@@ -1,10 +1,17 @@
-"""The one place where a sampling engine is chosen."""
+"""The one place where a sampling engine is chosen, and whether attempts are completions or episodes."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from verigrad.engine import sandboxing
 from verigrad.engine.config import Config, ConfigError
-from verigrad.engine.rollout import Engine
+from verigrad.engine.model_files import ModelFiles
+from verigrad.engine.prompts import Prompter
+from verigrad.engine.rollout import Engine, Sampler
+from verigrad.engine.sandboxing import NoSandbox
+from verigrad.sandboxes.base import SandboxError
+from verigrad.sandboxes.pool import SandboxPool
 
 
 def build_engine(cfg: Config, model_folder: str, *, eos_ids: Sequence[int], seed: int) -> Engine:
@@ -24,6 +31,36 @@ def build_engine(cfg: Config, model_folder: str, *, eos_ids: Sequence[int], seed
     from verigrad.engine.rollout_vllm import VllmEngine
 
     return VllmEngine(cfg, model_folder, eos_ids=eos_ids, seed=seed)
+
+
+def build_prompter(cfg: Config, model: ModelFiles) -> Prompter:
+    """The model's prompts, with tools where the recipe has some."""
+    if not cfg.agent.tools:
+        return Prompter(model.tokenizer, cfg.prompts)
+    from verigrad.engine.tool_prompts import ToolPrompter
+
+    return ToolPrompter(model.tokenizer, cfg.prompts, cfg.agent, eos_ids=model.eos_ids)
+
+
+@contextmanager
+def sampler_of(cfg: Config, engine: Engine, prompter: Prompter) -> Iterator[Sampler]:
+    """Attempts from the engine: single completions, or episodes with sandboxes of their own.
+
+    Raises NoSandbox when episodes need one and none comes up.
+    """
+    if not cfg.agent.tools:
+        yield Sampler(engine, prompter)
+        return
+    from verigrad.engine.episode import EpisodeSampler
+    from verigrad.engine.tool_prompts import ToolPrompter
+
+    assert isinstance(prompter, ToolPrompter), "build_prompter makes one where there are tools"
+    with SandboxPool(sandboxing.chosen(cfg.sandbox), size=cfg.agent.max_sandboxes) as pool:
+        try:
+            pool.warm(1)
+        except SandboxError as error:
+            raise NoSandbox(f"agent.tools run in a sandbox, and none came up: {error}") from error
+        yield EpisodeSampler(engine, prompter, cfg.agent, pool)
 
 
 def vllm_installed() -> bool:

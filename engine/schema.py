@@ -91,6 +91,11 @@ class Rollout:
         return sum(self.loss_mask)
 
     @property
+    def num_tokens_after_prompt(self) -> int:
+        """What rollout.max_tokens bounds: tokens the policy sampled, and in an episode tools' results."""
+        return len(self.loss_mask) - self.loss_mask.index(True) if any(self.loss_mask) else 0
+
+    @property
     def attempt(self) -> Attempt:
         """What a verifier gets to see."""
         if self.episode is None:
