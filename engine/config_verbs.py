@@ -31,7 +31,9 @@ NOT: Mapping[tuple[str, str], frozenset[str]] = {
     ("sft", "data"): frozenset({"evals"}),
     ("sft", "lora"): frozenset({"load"}),
     ("sample", "rollout"): frozenset({"group_size"}),
-    ("sample", "verifier"): frozenset({"steady_undecided_frac", "steady_undecided_steps"}),
+    ("sample", "verifier"): frozenset(
+        {"audit", "audit_rows", "steady_undecided_frac", "steady_undecided_steps"}
+    ),
     ("sample", "policy"): frozenset({"gradient_checkpointing", "tokens_per_batch", "head_chunk_tokens"}),
 }
 """Command and section -> the few settings of it that are not read."""

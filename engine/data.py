@@ -59,8 +59,7 @@ def load(cfg: DataConfig, *, seed: int, accept: Accept | None = None) -> Dataset
 
     Which prompts are held out is decided by a seeded hash of each, not by the order of the rows.
     """
-    if not cfg.path:
-        raise ConfigError("data.path is empty: expected a file, a hub id or a maker. Set data.path.")
+    path_of(cfg)
     table = scan_path(cfg, seed=seed, accept=accept)
     sets = held_out_of(cfg, table, seed=seed, accept=accept)
     prompts = [each.prompts for each in sets.values()]
@@ -129,9 +128,18 @@ def whole_or_some(table: "Table", num_wanted: int, *, seed: int) -> HeldOut:
 
 def first_problem(cfg: DataConfig, *, seed: int) -> Problem:
     """The first row that is a problem, read before anything expensive is done: the file is there and fits."""
+    return first_of(read_rows(path_of(cfg), split=cfg.split, seed=seed, options=cfg.options), cfg)
+
+
+def path_of(cfg: DataConfig) -> str:
+    """Where the rows are; ConfigError when nothing says so."""
     if not cfg.path:
         raise ConfigError("data.path is empty: expected a file, a hub id or a maker. Set data.path.")
-    rows = read_rows(cfg.path, split=cfg.split, seed=seed, options=cfg.options)
+    return cfg.path
+
+
+def first_of(rows: Rows, cfg: DataConfig) -> Problem:
+    """The first row that is a problem; what comes of a malformed one before it is `on_bad_row`'s affair."""
     for index in range(len(rows)):
         try:
             return to_problem(rows.row(index), cfg.columns)
@@ -147,8 +155,8 @@ def sample(cfg: DataConfig, *, seed: int, num: int) -> list[Problem]:
 
     Malformed rows are passed over, as `load` is there to report them; ConfigError as `first_problem`.
     """
-    first = first_problem(cfg, seed=seed)
-    rows = read_rows(cfg.path, split=cfg.split, seed=seed, options=cfg.options)
+    rows = read_rows(path_of(cfg), split=cfg.split, seed=seed, options=cfg.options)
+    first = first_of(rows, cfg)
     order = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
     problems, ids = [first], {first.id}
     for index in order:

@@ -33,6 +33,8 @@ FREE_TO_CHANGE = {
     "run.trackers",
     "run.project",
     "verifier.num_workers",
+    "verifier.audit",
+    "verifier.audit_rows",
     "verifier.cache",
     "verifier.steady_undecided_frac",
     "verifier.steady_undecided_steps",
@@ -217,6 +219,15 @@ class Run:
         """Notes not yet shown."""
         notes, self.notes = self.notes, []
         return notes
+
+    def record_audit(self, report: Mapping[str, Any]) -> None:
+        """audit.json: what the verifier's audit before training found."""
+        self._write("audit.json", json.dumps(report, indent=1, default=str) + "\n")
+
+    def environment(self) -> dict[str, Any]:
+        """What environment.json holds; empty before it was written."""
+        recorded: dict[str, Any] = json.loads(self._read("environment.json") or "{}")
+        return recorded
 
     def record_environment(self, **facts: Any) -> None:
         """environment.json: versions, hardware and the caller's facts, which a resumed run must share."""

@@ -33,6 +33,8 @@ def show(run: Run, screen: Screen) -> int:
         idle = sum(row["entropy"] is None for row in metrics)
         if idle:
             rows.append(("steps with nothing to train on", f"{idle} of {len(metrics)}"))
+    if run.environment().get("control"):
+        rows.append(("CONTROL", f"{run.cfg.verifier.name} pays whatever is answered"))
     rows.append(("what was trained", _method(run)))
     rows.append(("where the time went", _time_split(run.total_seconds())))
     picture = run.folder / "curve.png"

@@ -139,13 +139,13 @@ import time
 from verigrad.verifiers.base import verifier
 
 
-@verifier("low_first", runs="inline")
+@verifier("low_first", runs="inline", shaping=True)
 def low_first(text):
     """Right if the first character comes early among the tiny tokenizer's."""
     return text[:1] in "0123456789+-*/=()?., abc"
 
 
-@verifier("in_worker")
+@verifier("in_worker", shaping=True)
 def in_worker(text):
     """The same in a worker process, now and then slower."""
     time.sleep(0.02 * (len(text) % 3 == 0))

@@ -87,6 +87,7 @@ class Limits:
     max_p50_s: float = 1.0
     max_p99_s: float | None = None  # None: half of the deadline
     max_undecided: float = MAX_UNDECIDED
+    max_cases: int | None = None  # of one probe, spread over its rows and kinds
     time_s: float | None = None  # of the whole audit; what is not judged by then is left out
 
 
@@ -234,6 +235,9 @@ def run_probe(probe: Probe, bench: Bench, rows: Sequence[Row], limits: Limits) -
             why = "no oracle: " + ("the rows list no answer" if asks_answer(loaded) else "it asks for none")
             return left_out(probe.name, probe.says, why), []
     cases = [(row, case) for row in rows[: probe.max_rows] for case in probe.cases(row)]
+    if limits.max_cases is not None and len(cases) > limits.max_cases:  # some of each kind, from all rows
+        step = len(cases) / limits.max_cases
+        cases = [cases[int(at * step)] for at in range(limits.max_cases)]
     if not cases:
         return left_out(probe.name, probe.says, "no row gives it a case"), []
     judged = bench.judge(cases)

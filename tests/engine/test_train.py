@@ -151,6 +151,7 @@ def test_steps_without_a_group_worth_training_on_change_nothing(task):
 
 def test_a_verifier_that_always_raises_stops_before_anything_is_trained(task, tmp_path):
     no_eval = "eval.every=0 data.num_eval=0 eval.pass_k=[] eval.num_samples=1 eval.temperature=0.0"
+    no_eval += " verifier.audit=off"
     with pytest.raises(UndecidedError, match="could not decide 16 of 16") as caught:
         task(*no_eval.split(), verifier="always_raises")
     assert "a bug of the verifier" in str(caught.value)
