@@ -132,9 +132,8 @@ class Sandbox(ABC):
     """
 
     backend: str = ""
-    sibling: "Callable[[], Sandbox] | None" = (
-        None  # set by the pool: another clean sandbox; close it after use
-    )
+    # Set by the pool: one more clean sandbox, which the pool takes back together with this one.
+    sibling: "Callable[[], Sandbox] | None" = None
 
     @abstractmethod
     def exec(
@@ -191,6 +190,13 @@ class Sandbox(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Kill everything, wipe everything, and be as new. SandboxLost when it cannot be proved clean."""
+
+    def begin_reset(self) -> None:
+        """As `reset`, but may return before it is done: then `finish_reset` comes before anything else."""
+        self.reset()
+
+    def finish_reset(self) -> None:  # noqa: B027 - nothing to do when begin_reset waits
+        """Wait for the reset that was begun. SandboxLost when it cannot be proved clean."""
 
     @abstractmethod
     def close(self) -> None:

@@ -1,10 +1,10 @@
 """Options -> a sandbox in a container of its own: Docker's walls outside, a user per program inside.
 
-Outside: no network, a read-only root, small temporary file systems, no capability but the five that the zygote
-needs, no new privileges, the engine's seccomp filter, limits on memory, processes and processors, nothing of the
-host mounted, no log. Inside: sandboxes/zygote.py as process 1, which runs each program as a user of its own. The
-container ends when its standard input does, so a client that was killed leaves none behind; what an engine that
-died leaves is removed by the next client on the same machine.
+Outside: no network, a read-only root, small temporary file systems, no capability but the five that the
+zygote needs, no new privileges, the engine's seccomp filter, limits on memory, processes and processors,
+nothing of the host mounted, no log. Inside: sandboxes/zygote.py as process 1, which runs each program as a
+user of its own. The container ends when its standard input does, so a client that was killed leaves none
+behind; what an engine that died leaves is removed by the next client on the same machine.
 
 Rootless Docker and Podman: `docker_host` is their socket. gVisor: `runtime = "runsc"`.
 """
@@ -250,7 +250,7 @@ class ContainerChannel(Channel):
 
 @contextmanager
 def engine(docker_host: str = "", *, timeout_s: float, keep: bool = False) -> Iterator[Any]:
-    """The engine's low-level client; what fails is SandboxUnavailable (no engine, no image) or SandboxLost."""
+    """The engine's low-level client; SandboxUnavailable without engine or image, SandboxLost for the rest."""
     import docker
     import requests
 
@@ -310,7 +310,7 @@ def is_dead(label: str) -> bool:
         *machine, pid, start = json.loads(label)
     except ValueError:
         return False
-    return machine == _machine() and _start_of(int(pid)) != start
+    return bool(machine == _machine() and _start_of(int(pid)) != start)
 
 
 def _machine() -> list[str]:

@@ -1,9 +1,9 @@
 """Options -> a sandbox that is none: programs run as the user who runs us, with rlimits against runaways.
 
 For code you would run yourself. It holds runaways (time, memory, output, file size, processes that stay
-behind), and nothing else: a program can read your files, use the network, kill your processes. HOME is a folder
-of its own and not `/box`, so commands name files relative to it. `memory_mb`, `disk_mb`, `pids` and `cpus` of the
-whole sandbox cannot be kept here, nor can `Limits.pids`.
+behind), and nothing else: a program can read your files, use the network, kill your processes. HOME is a
+folder of its own and not `/box`, so commands name files relative to it. `memory_mb`, `disk_mb`, `pids` and
+`cpus` of the whole sandbox cannot be kept here, nor can `Limits.pids`.
 """
 
 import os

@@ -1,10 +1,10 @@
 """Framed requests on standard input -> programs run, files handled, framed replies on standard output.
 
 The supervisor of a box: process 1 where the box has processes of its own. Runs inside the box with the
-standard library alone, sent there as source by sandboxes/zygote_client.py, so that it always fits this version.
-Frames are two lengths, a JSON object and bytes. Every request but `send` has one reply; requests come one at a
-time. When standard input ends, so does the supervisor, and the box with it: a client that was killed leaves
-nothing behind.
+standard library alone, sent there as source by sandboxes/zygote_client.py, so that it always fits this
+version. Frames are two lengths, a JSON object and bytes. Every request but `send` has one reply; requests
+come one at a time. When standard input ends, so does the supervisor, and the box with it: a client that was
+killed leaves nothing behind.
 
 What differs from box to box stands in a `Wall` (sandboxes/zygote_walls.py, which documents the hooks).
 """

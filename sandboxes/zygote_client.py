@@ -202,15 +202,21 @@ class ZygoteSandbox(Sandbox):
         self.call({"op": "load"}, archive)
 
     def begin_reset(self) -> None:
-        """Ask for a reset; `reset` waits for its end."""
+        """Ask for a reset, which goes on while we do something else."""
         if not self._owed:
             self.tell({"op": "reset"})
             self._owed = True
 
+    def finish_reset(self) -> None:
+        """The reply to `begin_reset`."""
+        if self._owed:
+            self._owed = False
+            self._hear(ends=time.monotonic() + CALM_S, most=0)
+
     def reset(self) -> None:
         """Kill and wipe everything."""
         self.begin_reset()
-        self._collect()
+        self.finish_reset()
 
     def close(self) -> None:
         """End the zygote."""
@@ -224,7 +230,7 @@ class ZygoteSandbox(Sandbox):
         self, request: Mapping[str, Any], blob: bytes = b"", *, within_s: float = CALM_S, most: int = 0
     ) -> tuple[dict[str, Any], bytes]:
         """A request's reply, with at most that many bytes. ProgramFault and ValueError as the zygote says."""
-        self._collect()
+        self.finish_reset()
         ends = time.monotonic() + within_s
         self.tell(request, blob, ends=ends)
         return self._hear(ends=ends, most=most)
@@ -262,11 +268,6 @@ class ZygoteSandbox(Sandbox):
         taken = bytes(self._inbox[:size])
         del self._inbox[:size]
         return taken
-
-    def _collect(self) -> None:
-        if self._owed:
-            self._owed = False
-            self._hear(ends=time.monotonic() + CALM_S, most=0)
 
     def _losing(self) -> "_Losing":
         return _Losing(self)
@@ -349,7 +350,7 @@ def _result(reply: Mapping[str, Any], blob: bytes) -> ExecResult:
 
 
 def below_home(path: str, *, itself: bool = False) -> list[str]:
-    """A path's components below HOME. ValueError for one that is not, or is HOME itself unless that is allowed."""
+    """A path's components below HOME. ValueError for a path that is not, or is HOME itself unless allowed."""
     pure = PurePosixPath(path)
     if pure.is_absolute():
         try:

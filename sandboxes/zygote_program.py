@@ -1,11 +1,11 @@
 """The template: requests for a new process go in, processes that are about to become a program come out.
 
 Runs inside the box. The template is forked before any job is known, and never sees one: a request to fork
-carries nothing but a socket, and the new process reads its job from there. So a program's memory holds nothing of
-other programs. `["python3", "file.py", ...]` (also `-c` and `-m`) goes on in the interpreter that is already
-running, and behaves as a new one would, but for this: modules imported ahead of time stay imported, and the hash
-seed and the addresses are those of the template (programs of one box share them). Random generators are seeded
-anew.
+carries nothing but a socket, and the new process reads its job from there. So a program's memory holds
+nothing of other programs. `["python3", "file.py", ...]` (also `-c` and `-m`) goes on in the interpreter
+that is already running, and behaves as a new one would, but for this: modules imported ahead of time stay
+imported, and the hash seed and the addresses are those of the template (programs of one box share them).
+Random generators are seeded anew.
 """
 
 import gc

@@ -30,8 +30,8 @@ class Wall(ABC):
     """The hooks, in the order in which they are called.
 
     Three processes share the box: the supervisor, which talks to the outside and owns the clock; the
-    template, forked from it before any job is known; and one new process per command, forked from the template
-    ahead of time. `S` hooks run in the supervisor, `P` hooks in the process that becomes the program.
+    template, forked from it before any job is known; and one new process per command, forked from the
+    template ahead of time. `S` hooks run in the supervisor, `P` hooks in the process that becomes the program.
 
     boot     S  once, before the template is forked; the box is clean when it returns
     prepare  P  when the process is forked, before its job is known: slow preparations belong here. It may
