@@ -1,6 +1,7 @@
 """A recipe and its overrides to a checked Config, and back. Importing this must stay cheap (no torch)."""
 
 import difflib
+import functools
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from verigrad.engine import algorithm_settings, config_verbs
+from verigrad.engine import algorithm_settings, config_verbs, environment
 from verigrad.engine.catalogue import ROWS
 from verigrad.engine.config_checks import contradictions
 from verigrad.engine.settings import (
@@ -76,6 +77,7 @@ def read_tree(path: Path) -> dict[str, Any]:
 def build(tree: Mapping[str, Any], *, name: str, verb: Verb | None = None) -> Config:
     """A whole tree of settings to a checked and resolved Config; `name` is what errors begin with."""
     verb = verb or config_verbs.verb_of(tree)
+    tree = environment.settle(tree, reads=functools.partial(config_verbs.reads, verb))
     if unread := list(config_verbs.unread(tree, verb)):
         raise ConfigError(f"{name}: " + "; ".join(unread))
     try:

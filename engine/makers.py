@@ -1,11 +1,12 @@
 """Makers: a reference to a Python function -> rows of data, or a model folder made once and kept.
 
-A maker is `package.module:function` or `path/file.py:function`. One that makes data is called as
-`function(seed=..., **options)` and returns rows; one that makes a model is called as
+A maker is `package.module:function`, `path/file.py:function`, or `SCHEME:REST` of the table SCHEMES. One that
+makes data is called as `function(seed=..., **options)` and returns rows; one that makes a model is called as
 `function(folder, seed=..., progress=..., **options)` and writes a Hugging Face model folder. A maker is code
 of the user's own and runs in this process, not in a sandbox.
 """
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -24,12 +25,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from verigrad.engine import environment
 from verigrad.engine.config import ConfigError
 from verigrad.verifiers import blame
 
 Progress = Callable[[str, float], None]
 """Told what is being done, and the share of it that is done."""
 
+# `SCHEME:REST` is made by the function here, which takes REST before the options: other people's task sets.
+SCHEMES = {
+    "prime": "verigrad.verifiers.adapters.prime:rows",
+    "reasoning_gym": "verigrad.verifiers.adapters.reasoning_gym:rows",
+}
 REFERENCE = re.compile(r"(?P<place>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|.+\.py):(?P<function>[A-Za-z_]\w*)")
 
 
@@ -43,8 +50,9 @@ class Maker:
 
 
 def is_maker(reference: str) -> bool:
-    """Whether this names a function, rather than a file, a folder or a hub id."""
-    return REFERENCE.fullmatch(reference) is not None
+    """Whether this names a function or an environment, rather than a file, a folder or a hub id."""
+    is_task_set = _scheme(reference) in SCHEMES or environment.named(reference) is not None
+    return is_task_set or REFERENCE.fullmatch(reference) is not None
 
 
 def make_rows(reference: str, *, seed: int, options: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -131,7 +139,15 @@ def call(maker: Maker, *args: Any, **kwargs: Any) -> Any:
 
 
 def find(reference: str) -> Maker:
-    """Import the function a reference names."""
+    """Import the function a reference names; of an environment, the one that makes its rows."""
+    if (name := environment.named(reference)) is not None:
+        rows = environment.load(name).rows
+        return Maker(reference, rows, sys.modules[rows.__module__])
+    if path := SCHEMES.get(_scheme(reference)):
+        place, _, name = path.partition(":")
+        module = module_of_name(place)
+        rest = reference.partition(":")[2]
+        return Maker(reference, functools.partial(getattr(module, name), rest), module)
     match = REFERENCE.fullmatch(reference)
     if match is None:
         raise ConfigError(
@@ -149,6 +165,10 @@ def find(reference: str) -> Maker:
             "Name one of them."
         )
     return Maker(reference, function, module)
+
+
+def _scheme(reference: str) -> str:
+    return reference.partition(":")[0] if ":" in reference else ""
 
 
 def module_of_name(name: str) -> ModuleType:

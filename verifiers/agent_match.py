@@ -6,8 +6,9 @@ Everything here runs outside the sandbox, on plain bytes; what is wrong is said 
 import json
 from collections import Counter
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
 from typing import Any
+
+from verigrad.verifiers.code_compare import same_output
 
 COMPARES = ("tokens", "exact", "lines", "float")
 MATCHERS = ("equals", "contains", "lacks", "json")
@@ -38,14 +39,9 @@ def check_matchers(step: Mapping[str, Any], where: str) -> None:
 
 def mismatch(found: bytes, step: Mapping[str, Any]) -> str:
     """What of the step's expectations these bytes do not meet, in a few words; "" when they meet all."""
-    try:
-        text = found.decode("utf-8")
-    except UnicodeDecodeError:
-        return "is not UTF-8 text"
-    if "equals" in step and not equal(
-        text, step["equals"], step.get("compare", "tokens"), step.get("tolerance")
-    ):
+    if "equals" in step and not equal(found, step):
         return "differs"
+    text = found.decode("utf-8", "replace")
     if not all(piece in text for piece in _pieces(step.get("contains", []))):
         return "lacks something"
     if any(piece in text for piece in _pieces(step.get("lacks", []))):
@@ -55,22 +51,13 @@ def mismatch(found: bytes, step: Mapping[str, Any]) -> str:
     return ""
 
 
-def equal(found: str, expected: str, compare: str, tolerance: float | None = None) -> bool:
-    """Whether two texts agree: by blank-separated tokens of each non-empty line, exactly, by lines in any
-    order, or by tokens of which numbers may be off by `tolerance` times the larger of 1 and the expected."""
-    if compare == "exact":
-        return found == expected
-    ours, theirs = _lines(found), _lines(expected)
+def equal(found: bytes, step: Mapping[str, Any]) -> bool:
+    """Whether these bytes are what `equals` says, as `compare` has it: see code_compare, and `lines` is as
+    `tokens`, the lines in any order."""
+    expected, compare = step["equals"].encode(), step.get("compare", "tokens")
     if compare == "lines":
-        return Counter(map(tuple, ours)) == Counter(map(tuple, theirs))
-    if compare == "tokens":
-        return ours == theirs
-    assert tolerance is not None
-    return [len(line) for line in ours] == [len(line) for line in theirs] and all(
-        _near(a, b, tolerance)
-        for mine, theirs_ in zip(ours, theirs, strict=True)
-        for a, b in zip(mine, theirs_, strict=True)
-    )
+        return _lines(found) == _lines(expected)
+    return same_output(found, expected, compare=compare, tolerance=step.get("tolerance", 0.0))
 
 
 def json_mismatch(text: str, expected: Any) -> str:
@@ -97,20 +84,8 @@ def same(found: Any, expected: Any, depth: int = 0) -> bool:
     return bool(found == expected)
 
 
-def _lines(text: str) -> list[list[str]]:
-    return [tokens for line in text.splitlines() if (tokens := line.split())]
-
-
-def _near(found: str, expected: str, tolerance: float) -> bool:
-    if found == expected:
-        return True
-    try:
-        a, b = Decimal(found), Decimal(expected)
-    except InvalidOperation:
-        return False
-    if "_" in found or not (a.is_finite() and b.is_finite()) or abs(a.adjusted()) > 400:
-        return False
-    return abs(a - b) <= Decimal(str(tolerance)) * max(Decimal(1), abs(b))
+def _lines(text: bytes) -> Counter[tuple[bytes, ...]]:
+    return Counter(tuple(tokens) for line in text.split(b"\n") if (tokens := line.split()))
 
 
 def _pieces(value: Any) -> list[Any]:
