@@ -25,7 +25,13 @@ from verigrad.sandboxes.base import (
 
 FRAME = struct.Struct("!II")  # as sandboxes/zygote.py has it
 ROOM = "verigrad.sandboxes"
-IN_THE_BOX = ("zygote_files", "zygote_walls", "zygote_program", "zygote")  # in the order of their imports
+IN_THE_BOX = (
+    "zygote_files",
+    "zygote_walls",
+    "zygote_seccomp",
+    "zygote_program",
+    "zygote",
+)  # in the order of their imports
 GRACE_S = 10.0  # what the zygote may take beyond a command's own wall time
 CALM_S = 30.0  # what it may take for everything else
 MAX_HEAD = 1 << 20  # bytes of a reply's JSON object
