@@ -87,6 +87,21 @@ class SandboxPool:
                 return result
         raise AssertionError("unreachable")
 
+    def settle(self) -> None:
+        """Wait until every idle sandbox is wiped; those that cannot be are thrown away."""
+        for idle in (self._idle, self._idle_siblings):
+            with self._lock:
+                waiting = idle.copy()
+                idle.clear()
+            for box in waiting:
+                try:
+                    box.finish_reset()
+                except SandboxError:
+                    self._throw_away(box, lost=True)
+                    continue
+                with self._lock:
+                    idle.append(box)
+
     @contextmanager
     def lease(self) -> Iterator[Sandbox]:
         """A clean sandbox, for as long as the block lasts. A sandbox that failed in it is thrown away."""

@@ -48,6 +48,7 @@ def main(options: Mapping[str, Any]) -> None:
         ours.close()
         template(theirs, wall)
     theirs.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the template keeps Python's own: programs inherit it
     supervisor = Supervisor(wall, ours, pid)
     try:
         supervisor.serve()
