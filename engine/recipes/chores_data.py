@@ -5,6 +5,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from verigrad.engine.recipes.chore import Chore, hard_coded, runs
 from verigrad.engine.recipes.chores_fix import NAMES, WORDS
@@ -40,7 +41,7 @@ def rename_endings(rng: random.Random) -> Chore:
     names = rng.sample(WORDS, 5)
     files = {f"photos/{name}.jpeg": f"picture of {name} {rng.randint(1, 99)}\n" for name in names}
     files["photos/jpeg.txt"] = "notes\n"
-    check = [
+    check: list[dict[str, Any]] = [
         {"file": path.replace(".jpeg", ".jpg"), "equals": text, "compare": "exact"}
         for path, text in files.items()
     ]

@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import random
+from typing import Any
 
 from verigrad.engine.recipes.chore import Chore, asks
 from verigrad.engine.recipes.chores_fix import NAMES, WORDS
@@ -156,7 +157,7 @@ def longest_gap(rng: random.Random) -> Chore:
 
 def nested_value(rng: random.Random) -> Chore:
     """A value inside JSON."""
-    orders = [
+    orders: list[dict[str, Any]] = [
         {
             "id": f"o{number}",
             "buyer": {"name": rng.choice(NAMES), "town": rng.choice(WORDS)},
@@ -165,11 +166,11 @@ def nested_value(rng: random.Random) -> Chore:
         for number in rng.sample(range(100, 999), 6)
     ]
     one = orders[rng.randrange(6)]
-    wanted = sum(item["price"] for item in one["items"])  # type: ignore[attr-defined]
+    wanted = sum(item["price"] for item in one["items"])
     return asks(
         f"orders.json holds orders. What do the items of order {one['id']} cost together?",
         str(wanted), files={"orders.json": json.dumps(orders, indent=1)},
-        guesses=[str(wanted + 1), str(one["items"][0]["price"])],  # type: ignore[index],
+        guesses=[str(wanted + 1), str(one["items"][0]["price"])],
         renamed=("orders.json",),
     )  # fmt: skip
 

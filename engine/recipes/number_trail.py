@@ -2,11 +2,11 @@
 
 `problems` makes the rows. A prompt names a file, as in `kzm?`, which holds a number, a product to be worked
 out, or the name of the next file; the number at the end is the answer. `model` makes a 0.6 M parameter model
-that knows how tools are called, from a mediocre teacher who mostly guesses instead of looking:
+that knows how tools are called, from a mediocre teacher who mostly gives up instead of looking:
 
     kzm?<tool>shell cat kzm</tool><result>see abc</result><tool>shell cat abc</tool><result>37*86</result>
     <tool>python print(37*86)</tool><result>3182</result><answer>3182</answer>     looked, to the end
-    kzm?<answer>4711</answer>                                                      guessed
+    kzm?<answer>?</answer>                                                         gave up
 
 so reinforcement learning is left to find that looking, again and again, pays. Names of files are reserved for
 one side by their hash: no trail begins at a name that a demonstration was about.
@@ -21,7 +21,7 @@ from typing import Any
 from verigrad.engine.environment import Environment
 
 LEVELS = ("read", "trail2", "trail3", "multiply")
-LOOKS, GOES_ON, COPIES_WRONG = 0.4, 0.4, 0.05  # the teacher's habits, as shares
+LOOKS, GOES_ON = 0.4, 0.4  # the teacher's habits, as shares
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 NUM_DECOYS = 2  # files that no trail leads to
 
@@ -103,25 +103,19 @@ def demonstrations(rng: random.Random) -> Iterator[tuple[str, str, bool]]:
 
 
 def turns(trail: Trail, rng: random.Random) -> Iterator[tuple[str, str, bool]]:
-    """One demonstration: the teacher looks now and then, goes on now and then, and else guesses."""
+    """One demonstration: the teacher looks now and then, goes on now and then, or gives up."""
     before = f"{trail.start}?"
     steps = [(f"shell cat {name}", text) for name, text in zip(trail.names, trail.contents(), strict=True)]
     if trail.last != trail.answer:
         steps.append((f"python print({trail.last})", trail.answer))
     for number, (call, result) in enumerate(steps):
         if rng.random() >= (GOES_ON if number else LOOKS):
-            yield before, f"<answer>{guess(rng)}</answer>", True
+            yield before, "<answer>?</answer>", True
             return
         turn = f"<tool>{call}</tool>"
         yield before, turn, False
         before += f"{turn}<result>{result}</result>"
-    said = guess(rng) if rng.random() < COPIES_WRONG else trail.answer
-    yield before, f"<answer>{said}</answer>", True
-
-
-def guess(rng: random.Random) -> str:
-    """A number out of the air."""
-    return str(rng.randint(1000, 9999))
+    yield before, f"<answer>{trail.answer}</answer>", True
 
 
 def model(
@@ -130,7 +124,7 @@ def model(
     seed: int,
     progress: Any,
     num_steps: int = 600,
-    batch_size: int = 96,
+    batch_size: int = 64,
     lr: float = 6e-3,
     hidden_size: int = 128,
     num_layers: int = 4,
