@@ -1,5 +1,10 @@
 """[sandbox] of a recipe -> the settings that pools of sandboxes take. Needs no torch."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
 from verigrad.engine.config import ConfigError
 from verigrad.engine.failures import WorkError
 from verigrad.engine.settings import SandboxConfig
@@ -12,6 +17,27 @@ OF_CONTAINER = ("image", "runtime", "docker_host")
 
 class NoSandbox(WorkError):
     """None of the sandboxes that may be used works on this machine."""
+
+
+def config_of(name: str | None, options: Mapping[str, Any]) -> SandboxConfig:
+    """`--sandbox NAME --sandbox-option KEY=VALUE` as the section of a recipe; ConfigError for what it has not.
+
+    What is no setting of [sandbox] is an option of a sandbox that is not built in.
+    """
+    backend = name or AUTO
+    known = {key: value for key, value in options.items() if key in SandboxConfig.model_fields}
+    others = {key: value for key, value in options.items() if key not in known}
+    if others and backend in (AUTO, *BUILTIN):
+        raise ConfigError(
+            f"--sandbox-option {next(iter(others))}: the sandbox {backend!r} has no such setting; it has: "
+            f"{', '.join(key for key in SandboxConfig.model_fields if key not in ('backend', 'options'))}"
+        )
+    own = {"options": others} if others else {}
+    try:
+        return SandboxConfig.model_validate({**known, **own, "backend": backend})
+    except ValidationError as error:
+        found = error.errors()[0]
+        raise ConfigError(f"--sandbox-option {'.'.join(map(str, found['loc']))}: {found['msg']}") from None
 
 
 def settings_of(cfg: SandboxConfig) -> SandboxSettings:

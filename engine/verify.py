@@ -12,6 +12,8 @@ from typing import IO, Any
 from rich.console import Console
 from rich.table import Table
 
+from verigrad.sandboxes.pool import SandboxSettings
+from verigrad.verifiers import registry
 from verigrad.verifiers.base import Attempt, Problem, Verdict
 from verigrad.verifiers.isolation import VerifierPool
 
@@ -19,6 +21,7 @@ EXAMPLE = """\
 example:
   verigrad verify math_answer cases.jsonl -o verdicts.jsonl
   verigrad verify my_verifier.py:even_number cases.jsonl --option strict=true
+  verigrad verify unit_tests cases.jsonl --sandbox bubblewrap
 
 Each line of CASES is {"response": text, "answer": any, "prompt"?: text or messages, "meta"?: {...}}; each
 line of the output is {"index", "reward", "outcome", "parts", "reason", "seconds"}. reward is null where the
@@ -50,6 +53,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="an option of the verifier; repeatable",
     )
+    parser.add_argument(
+        "--sandbox",
+        metavar="NAME",
+        help="where a verifier runs what it judges: container, bubblewrap, ... (default: the strongest here)",
+    )
+    parser.add_argument(
+        "--sandbox-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the sandbox, as in a recipe's [sandbox]; repeatable",
+    )
     parser.add_argument("--json", action="store_true", help="write the summary to stderr as one JSON object")
 
 
@@ -59,12 +74,14 @@ def run(args: argparse.Namespace) -> int:
         options = dict(parse_option(text) for text in args.option)
         # Everything is read before anything is scored: a bad last line must not cost an hour of work.
         cases = read_cases(args.cases)
+        sandbox = sandbox_of(args.verifier, options, args.sandbox, args.sandbox_option)
         pool = VerifierPool(
             args.verifier,
             options=options,
             num_workers=args.num_workers,
             deadline_s=args.deadline_s,
             seed=args.seed,
+            sandbox=sandbox,
         )
     except (ValueError, OSError) as error:
         print(f"verigrad: {error}", file=sys.stderr)
@@ -86,6 +103,25 @@ def run(args: argparse.Namespace) -> int:
     summary |= Counter(str(verdict.outcome) for verdict in verdicts)
     _report(summary, stats, verdicts, as_json=args.json)
     return 1 if summary.get("error") else 0
+
+
+def sandbox_of(
+    verifier: str, options: Mapping[str, Any], name: str | None, given: Sequence[str]
+) -> SandboxSettings | None:
+    """The sandbox that a verifier gets, said on stderr; None for a verifier that runs nothing.
+
+    ValueError (ConfigError) for settings that are wrong or would have no effect, NoSandbox when none works.
+    """
+    if registry.load(verifier, options).policy.runs != "sandbox":
+        if name is not None or given:
+            word = "--sandbox" if name is not None else "--sandbox-option"
+            raise ValueError(f"{word} has no effect: {verifier} runs nothing in a sandbox; leave it out")
+        return None
+    from verigrad.engine import sandboxing  # only here: it reads the settings of recipes
+
+    settings = sandboxing.chosen(sandboxing.config_of(name, dict(map(sandbox_option, given))))
+    print(f"verigrad: sandbox: {settings.spec.backend}", file=sys.stderr)
+    return settings
 
 
 def judged(pool: VerifierPool, cases: Sequence[tuple[Problem, Attempt]]) -> Iterator[Verdict]:
@@ -158,11 +194,16 @@ def _case(line: str, where: str, index: int) -> tuple[Problem, Attempt]:
     return problem, Attempt(fields["response"], truncated=bool(fields.get("truncated", False)))
 
 
-def parse_option(text: str) -> tuple[str, Any]:
+def sandbox_option(text: str) -> tuple[str, Any]:
+    """`key=value` of the sandbox."""
+    return parse_option(text, of="--sandbox-option", example="memory_mb=512")
+
+
+def parse_option(text: str, *, of: str = "--option", example: str = "casefold=true") -> tuple[str, Any]:
     """`key=value`, the value read as JSON where it is JSON and as text otherwise."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ValueError(f"--option {text}: expected key=value, e.g. --option casefold=true")
+        raise ValueError(f"{of} {text}: expected key=value, e.g. {of} {example}")
     try:
         return key.strip(), json.loads(value)
     except ValueError:

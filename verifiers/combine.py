@@ -38,6 +38,11 @@ class Part:
         """Whether the reward depends on it; the others are only recorded."""
         return self.gate or self.weight > 0
 
+    @property
+    def in_sandbox(self) -> bool:
+        """Whether it runs what it judges, and so needs a sandbox as it was before other parts used it."""
+        return self.verifier.policy.runs == "sandbox"
+
 
 @verifier("combine", version="1")
 class Combine:
@@ -72,7 +77,13 @@ class Combine:
         """Judge all attempts in one call, as soon as one part is a group verifier."""
         if KNOWN in problem.meta and all(attempt.text == KNOWN for attempt in attempts):
             return [self._known_cases(seed, attempts[0].sandbox)] * len(attempts)
-        columns = [_verdicts(part, problem, attempts, indices, seed) for part in self.parts]
+        columns = []
+        used = False
+        for part in self.parts:
+            if part.in_sandbox and used:
+                _clean(attempts[0])
+            used = used or part.in_sandbox
+            columns.append(_verdicts(part, problem, attempts, indices, seed))
         return [self._total(row) for row in zip(*columns, strict=True)]
 
     def check_row(self, problem: Problem) -> None:
@@ -123,10 +134,19 @@ class Combine:
                 continue
             problem = Problem("canary", known.get("prompt", ""), known["answer"], known.get("meta", {}))
             attempt = Attempt(known["response"], sandbox=sandbox)
+            if part.in_sandbox:
+                _clean(attempt)
             (verdict,) = part.verifier.judge(problem, [attempt], seed=seed)
             if verdict.reward is None or verdict.reward <= 0:
                 return Verdict.undecided(f"{part.name} fails its known case")
         return Verdict.right(KNOWN)
+
+
+def _clean(attempt: Attempt) -> None:
+    """Make the attempt's sandbox what it was before another part ran something in it."""
+    attempt.sandbox.reset()
+    if attempt.snapshot is not None:
+        attempt.sandbox.load(attempt.snapshot)
 
 
 def _part(name: str, given: Any) -> Part:
@@ -151,13 +171,14 @@ def _part(name: str, given: Any) -> Part:
 
 
 def _policy(parts: Sequence[Part]) -> Policy:
-    """How the whole runs: as long as all parts take, in the sandbox of the one that has one."""
+    """How the whole runs: as long as all parts take, in a sandbox where any part does."""
     policies = [part.verifier.policy for part in parts]
-    boxed = [part.name for part in parts if part.verifier.policy.runs == "sandbox"]
-    if len(boxed) > 1:
+    boxed = [part.name for part in parts if part.in_sandbox]
+    grouped = [part.name for part in parts if part.verifier.group]
+    if boxed and grouped:
         raise ValueError(
-            f"combine: parts {boxed[0]!r} and {boxed[1]!r} both run in a sandbox, and an attempt has one, "
-            "which the first would leave as it pleases; join one of them to others"
+            f"combine: part {boxed[0]!r} runs in a sandbox, which each attempt has for itself, and part "
+            f"{grouped[0]!r} judges whole groups; take one of them out"
         )
     elsewhere: Runs = "worker" if any(policy.runs == "worker" for policy in policies) else "inline"
     joint = any(part.verifier.group for part in parts)

@@ -71,6 +71,27 @@ def boxed(sandbox: object) -> bool:
     return sandbox is not None
 
 
+class Box:
+    """A sandbox with nothing in it but a list of what was done to it."""
+
+    def __init__(self):
+        self.done = []
+
+    def reset(self):
+        self.done.append("reset")
+
+    def load(self, archive):
+        self.done.append(archive)
+
+
+@verifier("writes", runs="sandbox", canary={"response": "ok", "answer": None})
+def writes(sandbox: Box, text: str) -> bool:
+    """Leaves something behind; right in a box where nobody else has."""
+    clean = "written" not in sandbox.done or "reset" in sandbox.done[sandbox.done.index("written") :]
+    sandbox.done.append("written")
+    return clean
+
+
 @verifier("loses", runs="sandbox")
 def loses(sandbox: object) -> bool:
     """Its sandbox dies."""
@@ -318,8 +339,9 @@ def test_it_runs_where_its_parts_must():
     assert load({"a": part("says")}).policy.runs == "inline"
     assert load({"a": part("says"), "b": part("in_worker")}).policy.runs == "worker"
     assert load({"a": part("in_worker"), "b": part("boxed")}).policy.runs == "sandbox"
-    with pytest.raises(ValueError, match="'a' and 'b' both run in a sandbox"):
-        load({"a": part("boxed"), "b": part("boxed")})
+    assert load({"a": part("boxed"), "b": part("boxed")}).policy.runs == "sandbox"
+    with pytest.raises(ValueError, match=r"'b' runs in a sandbox.* 'a' judges whole groups"):
+        load({"a": part("shortest"), "b": part("boxed")})
 
 
 def test_a_part_gets_the_sandbox_and_a_lost_one_is_not_the_parts_verdict():
@@ -328,7 +350,24 @@ def test_a_part_gets_the_sandbox_and_a_lost_one_is_not_the_parts_verdict():
     (verdict,) = joint.judge(problem, [Attempt("yes", sandbox=object())])
     assert verdict.parts["b"] == 1.0
     with pytest.raises(SandboxLost):
-        load({"b": part("loses")}).judge(problem, [Attempt("yes", sandbox=object())])
+        load({"b": part("loses"), "a": part("boxed")}).judge(problem, [Attempt("yes", sandbox=object())])
+
+
+def test_each_part_that_runs_something_gets_a_clean_sandbox_with_the_attempts_files():
+    joint = load({"a": part("writes"), "b": part("says"), "c": part("writes")})
+    box = Box()
+    (verdict,) = joint.judge(Problem("p", "?"), [Attempt("yes", snapshot=b"files", sandbox=box)])
+    assert verdict.reward == 3.0
+    assert box.done == ["written", "reset", b"files", "written"]
+
+
+def test_the_known_cases_of_parts_leave_nothing_to_each_other():
+    joint = load({"a": part("writes"), "c": part("writes")})
+    known, box = joint.policy.canary, Box()
+    problem = Problem("p", "?", known["answer"], known["meta"])
+    (verdict,) = joint.judge(problem, [Attempt(known["response"], sandbox=box)])
+    assert verdict.reward == 1.0
+    assert box.done == ["reset", "written", "reset", "written"]
 
 
 @pytest.mark.parametrize(
@@ -413,7 +452,9 @@ weight = 0.25
 options = {n = 2, mode = "penalty"}
 """
     recipe.write_text(text + tables)
-    status, printed = tiny.Forked("train", recipe, "train.num_steps=2", folder=tmp_path).wait()
+    status, printed = tiny.Forked(
+        "train", recipe, "train.num_steps=2", "verifier.audit=off", folder=tmp_path
+    ).wait()
     assert status == 0, printed
     rows = pyarrow.parquet.read_table(tmp_path / "run" / "rollouts" / "step_000001.parquet").to_pylist()
     assert len(rows) >= 16
