@@ -127,6 +127,7 @@ class Policy:
     # Whether an equal attempt at an equal problem may take this one's verdict from memory. None: yes, unless
     # it asks for the seed, the attempt's place or its siblings.
     cache: bool | None = None
+    python: str = ""  # interpreter of another environment to run the workers in; empty is the engine's own
 
 
 def verifier(

@@ -220,7 +220,9 @@ class VerifierPool:
         if self._failed_starts >= MAX_FAILED_STARTS:
             return None  # waiting for each start to fail would hold up every attempt of the batch
         try:
-            self._workers[slot] = WorkerProcess(self._order, cwd=self._cwd)
+            self._workers[slot] = WorkerProcess(
+                self._order, cwd=self._cwd, python=self.verifier.policy.python
+            )
         except (WorkerDied, WorkerLate, OSError) as error:
             log.error("a worker of verifier %r did not start: %s", self.verifier.name, error)
             with self._lock:

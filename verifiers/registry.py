@@ -27,8 +27,18 @@ BUILTIN = {
     "length_budget": "verigrad.verifiers.length_budget:length_budget",
     "math_answer": "verigrad.verifiers.math_answer:math_answer",
     "multiple_choice": "verigrad.verifiers.multiple_choice:multiple_choice",
+    "program_output": "verigrad.verifiers.program_output:ProgramOutput",
     "random": "verigrad.verifiers.random_reward:random_reward",
+    "reasoning_gym": "verigrad.verifiers.adapters.reasoning_gym:ReasoningGym",
     "repetition": "verigrad.verifiers.repetition:repetition",
+    "unit_tests": "verigrad.verifiers.unit_tests:UnitTests",
+}
+
+# `SCHEME:REST` is a verifier of another library; the class here is made from REST and the options.
+SCHEMES = {
+    "prime": "verigrad.verifiers.adapters.prime:PrimeTask",
+    "trl": "verigrad.verifiers.adapters.trl:TrlReward",
+    "verl": "verigrad.verifiers.adapters.verl:ComputeScore",
 }
 
 
@@ -43,22 +53,40 @@ def available() -> dict[str, str]:
 def load(name: str, options: Mapping[str, Any] | None = None) -> LoadedVerifier:
     """Find a verifier by built-in name, installed entry point, `path/file.py:name` or `package.module:name`.
 
-    Raises ValueError with the nearest right name for an unknown verifier or option.
+    `trl:`, `verl:` or `prime:` before such a path adapts what it names: see docs/adapters.md. Raises
+    ValueError with the nearest right name for an unknown verifier or option.
     """
+    scheme, colon, rest = name.partition(":")
+    if colon and scheme in SCHEMES:
+        given = {**(options or {}), "reference": rest}
+        return bind(find(SCHEMES[scheme]), name=name, source=SCHEMES[scheme], options=given)
     plugins = installed()
     path = plugins[name].value if name in plugins else BUILTIN.get(name, name)
+    target = find(path, name=name)
+    attribute = path.rpartition(":")[2]
+    return bind(target, name=attribute if path == name else name, source=path, options=options or {})
+
+
+def find(path: str, *, name: str = "", what: str = "verifier") -> Any:
+    """What `path/file.py:name` or `package.module:name` names; ValueError says what is not there.
+
+    `name` is what the user wrote, `what` the kind of thing it should be.
+    """
+    name = name or path
     module, colon, attribute = path.rpartition(":")
     if not colon or not module or not attribute:
+        if what != "verifier":
+            raise ValueError(f"{what} {name!r}: expected path/file.py:name or package.module:name")
         raise ValueError(_unknown(name))
-    loaded = _from_file(module) if module.endswith(".py") else _from_module(name, module)
+    loaded = _from_file(module, what) if module.endswith(".py") else _from_module(name, module, what)
     target: Any = loaded
     for part in attribute.split("."):
         if not hasattr(target, part):
             near = difflib.get_close_matches(part, [n for n in vars(loaded) if not n.startswith("_")], n=1)
             hint = f"did you mean {near[0]!r}?" if near else "check the name after the colon"
-            raise ValueError(f"verifier {name!r}: {module} has nothing called {part!r}; {hint}")
+            raise ValueError(f"{what} {name!r}: {module} has nothing called {part!r}; {hint}")
         target = getattr(target, part)
-    return bind(target, name=attribute if path == name else name, source=path, options=options or {})
+    return target
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -77,10 +105,10 @@ def installed() -> dict[str, EntryPoint]:
     return found
 
 
-def _from_file(file: str) -> Any:
+def _from_file(file: str, what: str) -> Any:
     path = Path(file).expanduser().resolve()
     if not path.is_file():
-        raise ValueError(f"verifier file {file} does not exist (looked at {path}); correct the path")
+        raise ValueError(f"{what} file {file} does not exist (looked at {path}); correct the path")
     # Two files of one name are two plug-ins, so the module is named after the whole path.
     name = f"verigrad_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -98,13 +126,13 @@ def _from_file(file: str) -> Any:
     return module
 
 
-def _from_module(name: str, module: str) -> Any:
+def _from_module(name: str, module: str, what: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and (module == error.name or module.startswith(error.name + ".")):
             raise ValueError(
-                f"verifier {name!r}: no module {error.name!r} to import; install the package that has it, "
+                f"{what} {name!r}: no module {error.name!r} to import; install the package that has it, "
                 "or write path/to/file.py:name"
             ) from error
         raise ValueError(blame.import_failure(error, module)) from error

@@ -6,10 +6,11 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
+
+from verigrad.verifiers import interpreter
 
 START_S = 120.0  # importing sympy on a machine under load takes many seconds
 MAX_REPLY = 4 * 2**20  # bytes
@@ -26,19 +27,15 @@ class WorkerLate(Exception):
 class WorkerProcess:
     """A started and warmed-up worker; every method raises WorkerDied when the process is gone."""
 
-    def __init__(self, order: Mapping[str, Any], *, cwd: str) -> None:
-        # The worker must find what the parent finds, also what was put on sys.path by hand.
-        path = os.pathsep.join(os.path.join(cwd, entry) for entry in sys.path)
-        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        # vLLM's CPU build preloads allocators for its own workers, by way of the environment.
-        inherited = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    def __init__(self, order: Mapping[str, Any], *, cwd: str, python: str = "") -> None:
+        """`python`: the interpreter of another environment, in which the verifier lives."""
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "verigrad.verifiers.worker"],
+            interpreter.command(python, "verigrad.verifiers.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
             cwd=cwd,
-            env={**inherited, **threads, "PYTHONPATH": path},
+            env=interpreter.environment(python, cwd=cwd),
             start_new_session=True,  # Ctrl-C is the parent's, and killpg reaches the worker's children
         )
         assert self.process.stdin is not None
