@@ -17,7 +17,7 @@ from verigrad.engine.settings import DataConfig, SandboxConfig, VerifierConfig
 from verigrad.engine.verify import parse_option
 from verigrad.sandboxes.base import SandboxUnavailable
 from verigrad.verifiers import audit_probes
-from verigrad.verifiers.audit import Audited, Limits, audit
+from verigrad.verifiers.audit import STEADY, Audited, Limits, audit
 from verigrad.verifiers.audit_cases import FAMILIES, Probe
 from verigrad.verifiers.audit_report import Report
 from verigrad.verifiers.base import Problem
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PROBE",
-        help="of the probes of cases, this; repeatable",
+        help="this probe alone; repeatable",
     )
     add("--allow", action="append", default=[], metavar="PROBE=SHARE",
         help="share of a probe's cases that may come out otherwise, e.g. gold=0.05; repeatable")  # fmt: skip
@@ -142,7 +142,15 @@ def _audit(args: argparse.Namespace, name: str, settings: Settings) -> Report:
         raise ConfigError("--second-option needs --second VERIFIER")
     problems: list[Problem] = data.sample(settings.data, seed=args.seed, num=args.limit)
     try:
-        return audit(audited, problems, probes=probes, limits=limits, second=second, family=args.family)
+        return audit(
+            audited,
+            problems,
+            probes=probes,
+            only=args.only,
+            limits=limits,
+            second=second,
+            family=args.family,
+        )
     except SandboxUnavailable as error:
         raise NoSandbox(f"verifier {name!r} runs what it judges in a sandbox, and {error}") from error
     except ValueError as error:
@@ -164,15 +172,16 @@ def _audited(name: str, options: Sequence[str], settings: Settings, *, seed: int
 
 
 def _probes(args: argparse.Namespace) -> list[Probe]:
-    """Built-in, installed and named probes, of which `--only` may pick."""
+    """Built-in, installed and named probes; ValueError where `--only` names none of them."""
     probes = [*audit_probes.PROBES, *audit_probes.installed(), *map(audit_probes.load, args.probe)]
     names = [probe.name for probe in probes]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"two probes are called {twice!r}; rename yours")
     for name in args.only:
-        if name not in names:
-            raise ValueError(f"--only {name}: no such probe; there are: {', '.join(names)}")
-    return [probe for probe in probes if not args.only or probe.name in args.only]
+        if name not in (*names, "runs text", *STEADY):
+            known = ", ".join((*names, "runs text", *STEADY))
+            raise ValueError(f"--only {name}: no such probe; there are: {known}")
+    return probes
 
 
 def _allowed(given: Sequence[str], probes: Sequence[Probe]) -> dict[str, float]:

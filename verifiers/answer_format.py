@@ -23,6 +23,7 @@ def _two_tags(think: str = "think", answer_tag: str = "answer", **_: Any) -> str
     "answer_format",
     version="1",
     runs="inline",
+    shaping=True,
     canary={"response": "<think>1 + 1</think><answer>2</answer>", "answer": None},
 )
 @with_options(_two_tags, think=_tag, answer_tag=_tag, partial=flag)

@@ -6,7 +6,7 @@ docs/audit.md lists every probe and its limit.
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -50,6 +50,7 @@ from verigrad.verifiers.prompt_text import asked
 
 NUM_RENDERED = 8  # rows on which the ways of writing an answer are tried
 NUM_OTHERS = 3  # golds of other rows that a row is given
+STEADY = ("undecided", "repeats", "order", "concurrent", "threads", "latency")
 RUNS_TEXT = "What an attempt says is not evaluated where it can touch this machine's files."
 UNDECIDED = "All cases above but those with a broken row: each gets a verdict."
 
@@ -96,12 +97,15 @@ def audit(
     problems: Sequence[Problem],
     *,
     probes: Sequence[Probe] = PROBES,
+    only: Collection[str] = (),
     limits: Limits | None = None,
     quick: bool = False,
     second: Audited | None = None,
     family: Family | None = None,
 ) -> Report:
     """Put a verifier through the probes on these problems; `quick` takes those before training alone.
+
+    `only`: names of probes and of STEADY; empty is all.
 
     Raises ValueError for a verifier that cannot be loaded or rows it does not take, SandboxUnavailable.
     """
@@ -115,14 +119,14 @@ def audit(
         rows, rendering, kind = rows_of(bench, problems, family)
         results, judged = [], []
         for probe in probes:
-            if quick and not probe.quick:
+            if (quick and not probe.quick) or (only and probe.name not in only):
                 continue
             result, some = run_probe(probe, bench, rows, limits)
             results.append(result)
             judged += [] if probe.undecided_is_fine else some
-        if not quick:
+        if not quick and (not only or "runs text" in only):
             results.append(runs_text(bench, rows))
-        results += steady(audited, bench, judged, limits, quick=quick)
+        results += steady(audited, bench, judged, limits, quick=quick, only=only)
         if second is not None:
             allowed = limits.allowed.get("second verifier", 1.0)
             with second.open() as other:
@@ -248,7 +252,8 @@ def run_probe(probe: Probe, bench: Bench, rows: Sequence[Row], limits: Limits) -
     columns = sorted({name for row in rows for name in row.problem.meta})
     if probe.needs == "row" and not sees_row(loaded, columns):
         shown = shown or "it sees nothing of a row"
-    result = result_of(probe, judged, allowed=limits.allowed.get(probe.name, probe.allowed), only_shown=shown)
+    allowed = limits.allowed.get(probe.name, probe.allowed)
+    result = result_of(probe, judged, allowed=allowed, max_undecided=limits.max_undecided, only_shown=shown)
     if len(judged) < len(cases):
         result = replace(result, note=f"{len(cases) - len(judged)} more left out: the time was up")
     return result, judged
@@ -298,17 +303,20 @@ def _payloads(row: Row, folder: Path, at: int) -> Iterator[Case]:
 
 
 def steady(
-    audited: Audited, bench: Bench, judged: Sequence[Judged], limits: Limits, *, quick: bool
+    audited: Audited,
+    bench: Bench,
+    judged: Sequence[Judged],
+    limits: Limits,
+    *,
+    quick: bool,
+    only: Collection[str],
 ) -> Iterator[Result]:
     """Whether the same case has the same verdict however it is asked for, and how long checks take."""
-    num_undecided = sum(not one.verdict.decided for one in judged)
-    low, high = wilson(num_undecided, len(judged))
-    many = num_undecided > limits.max_undecided * len(judged)
-    first = next((one for one in judged if not one.verdict.decided), None)
-    yield Result(
-        "undecided", UNDECIDED, "FAILS" if many else "ok", "a verdict", limits.max_undecided, len(judged),
-        num_undecided, num_undecided, low, high, worst=example(first) if first else None,
-    )  # fmt: skip
+    if not judged:
+        return
+    wanted = set(only or STEADY)
+    if "undecided" in wanted:
+        yield undecided(judged, limits)
     cases = stability.spread(judged)
     if not cases or (bench.ends is not None and time.monotonic() > bench.ends):
         yield left_out("repeats", stability.SAYS["repeats"], "no case was judged in time")
@@ -316,14 +324,31 @@ def steady(
     if quick:
         yield _repeats_in_time(bench, cases)
         return
-    yield stability.repeats(bench.pool, cases)
-    yield stability.order(audited.open, cases)
-    yield stability.concurrent(audited.open, cases, num_workers=max(2, audited.num_workers))
-    made = stability.Order(audited.verifier, dict(audited.options), audited.seed)
-    yield stability.threads(bench.loaded, made, cases, deadline_s=bench.pool.deadline_s)
-    ordinary = [one for one in judged if one.full] or list(judged)
-    p99 = bench.pool.deadline_s / 2 if limits.max_p99_s is None else limits.max_p99_s
-    yield stability.latency(ordinary, max_p50_s=limits.max_p50_s, max_p99_s=p99)
+    if "repeats" in wanted:
+        yield stability.repeats(bench.pool, cases)
+    if "order" in wanted:
+        yield stability.order(audited.open, cases)
+    if "concurrent" in wanted:
+        yield stability.concurrent(audited.open, cases, num_workers=max(2, audited.num_workers))
+    if "threads" in wanted:
+        made = stability.Order(audited.verifier, dict(audited.options), audited.seed)
+        yield stability.threads(bench.loaded, made, cases, deadline_s=bench.pool.deadline_s)
+    if "latency" in wanted:
+        ordinary = [one for one in judged if one.full] or list(judged)
+        p99 = bench.pool.deadline_s / 2 if limits.max_p99_s is None else limits.max_p99_s
+        yield stability.latency(ordinary, max_p50_s=limits.max_p50_s, max_p99_s=p99)
+
+
+def undecided(judged: Sequence[Judged], limits: Limits) -> Result:
+    """How many cases got no verdict."""
+    num_undecided = sum(not one.verdict.decided for one in judged)
+    low, high = wilson(num_undecided, len(judged))
+    many = num_undecided > limits.max_undecided * len(judged)
+    first = next((one for one in judged if not one.verdict.decided), None)
+    return Result(
+        "undecided", UNDECIDED, "FAILS" if many else "ok", "a verdict", limits.max_undecided, len(judged),
+        num_undecided, num_undecided, low, high, worst=example(first) if first else None,
+    )  # fmt: skip
 
 
 def _repeats_in_time(bench: Bench, cases: Sequence[Judged]) -> Result:

@@ -16,6 +16,7 @@ from verigrad.verifiers.prompt_text import asked
 @verifier(
     "instruction_following",
     version="1",
+    shaping=True,
     deadline_s=30.0,  # a first constraint on the language loads models for some seconds
     canary={
         "response": "yes indeed",

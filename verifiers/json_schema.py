@@ -34,6 +34,7 @@ def warm_up() -> None:
 @verifier(
     "json_schema",
     version="1",
+    shaping=True,
     deadline_s=5.0,
     canary={"response": '{"a": 1}', "answer": None, "meta": {"schema": {"required": ["a"]}}},
     warm_up=warm_up,

@@ -32,6 +32,7 @@ def _without_effect(mode: str = "share", threshold: Any = None, **_: Any) -> str
 @verifier(
     "language_consistency",
     version="1",
+    shaping=True,
     deadline_s=10.0,
     canary={
         "response": "We add both sides of the equation and divide by two.",

@@ -21,6 +21,7 @@ def _without_effect(mode: str = "max", at_budget: Any = None, slope: Any = None,
 @verifier(
     "length_budget",
     version="1",
+    shaping=True,
     deadline_s=5.0,
     canary={"response": "one two three", "answer": None, "meta": {"budget": 3}},
 )

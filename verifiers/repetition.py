@@ -10,6 +10,7 @@ from verigrad.verifiers.text_units import symbols, words
 @verifier(
     "repetition",
     version="1",
+    shaping=True,
     deadline_s=5.0,
     canary={"response": "Nothing of this is said twice.", "answer": None},
 )
