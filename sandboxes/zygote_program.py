@@ -272,25 +272,36 @@ def _status_of(left: SystemExit) -> int:
 
 def _report(error: BaseException) -> int:
     """What the interpreter does with an exception that nothing caught."""
-    trace = error.__traceback__
-    while trace and trace.tb_frame.f_code.co_filename == __file__:
-        trace = trace.tb_next  # our own frames are no part of the program
-    error.__traceback__ = trace
+    _forget_us(error)
     with suppress(Exception):
         sys.stdout.flush()
-    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
+    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
     try:
-        sys.excepthook(type(error), error, trace)
+        sys.excepthook(type(error), error, error.__traceback__)
+    except SystemExit as left:
+        return _status_of(left)
     except BaseException as second:
+        _forget_us(second)
         with suppress(BaseException):
             sys.stderr.write("Error in sys.excepthook:\n")
+            second.__context__ = None  # it is told below
             sys.__excepthook__(type(second), second, second.__traceback__)
+            sys.stderr.write("\nOriginal exception was:\n")
+            sys.__excepthook__(type(error), error, error.__traceback__)
     if isinstance(error, KeyboardInterrupt):
         with suppress(Exception):
             sys.stderr.flush()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     return 1
+
+
+def _forget_us(error: BaseException) -> None:
+    """Drop our own frames from the start of a traceback: they are no part of the program."""
+    trace = error.__traceback__
+    while trace and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    error.__traceback__ = trace
 
 
 def finish(code: int, main: ModuleType, kept: set[str]) -> int:

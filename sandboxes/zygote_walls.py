@@ -127,7 +127,9 @@ class PlainWall(Wall):
 
     def leave(self) -> None:
         """Remove the folder that holds HOME and the rest."""
-        zygote_files.wipe(os.path.dirname(self.home))
+        folder = os.path.dirname(self.home)
+        zygote_files.wipe(folder)
+        os.rmdir(folder)
 
 
 class UidWall(Wall):
