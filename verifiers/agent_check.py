@@ -1,5 +1,6 @@
 """A row's `meta.check` -> the steps or the script that judge an agent's final state, every part checked."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,9 +43,9 @@ class Script:
 
 
 def read_check(check: Any) -> tuple[Step, ...] | Script:
-    """The check of a row; ValueError says what is wrong with it, in one line."""
+    """The check of a row, or JSON of it; ValueError says what is wrong with it, in one line."""
     if isinstance(check, str):
-        check = {"script": check}
+        check = _json_or_script(check)
     if isinstance(check, Mapping) and "script" in check:
         return _script(check)
     if isinstance(check, Mapping):
@@ -57,8 +58,7 @@ def read_check(check: Any) -> tuple[Step, ...] | Script:
 def _step(step: Any, where: str) -> Step:
     if not isinstance(step, Mapping):
         raise ValueError(f"{where} is {step!r:.60}; expected an object with run, file or answer")
-    # Arrow gives every step the keys of all, as None where it has none of its own.
-    step = {key: value for key, value in step.items() if value is not None}
+    step = _given(step)
     if unknown := set(step) - STEP_KEYS:
         raise ValueError(f"{where} has {sorted(unknown)[0]!r}; a step has {', '.join(sorted(STEP_KEYS))}")
     check_matchers(step, where)
@@ -91,8 +91,27 @@ def _step(step: Any, where: str) -> Step:
     )
 
 
+def _json_or_script(text: str) -> Any:
+    if text.lstrip().startswith(("[", "{")):
+        try:
+            return json.loads(text)
+        except ValueError:
+            pass  # a script after all
+    return {"script": text}
+
+
+def _given(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is there: Arrow gives every row the keys of all, as None where it has none of its own."""
+    found = {}
+    for key, value in row.items():
+        all_none = isinstance(value, Mapping) and value and all(one is None for one in value.values())
+        if value is not None and (key == "json" or not all_none):
+            found[key] = value
+    return found
+
+
 def _script(check: Mapping[str, Any]) -> Script:
-    check = {key: value for key, value in check.items() if value is not None}
+    check = _given(check)
     if unknown := set(check) - SCRIPT_KEYS:
         raise ValueError(
             f"meta.check has {sorted(unknown)[0]!r}; a script has {', '.join(sorted(SCRIPT_KEYS))}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import os
 import stat
 import tarfile
@@ -303,7 +304,8 @@ def test_a_check_that_cannot_be_is_refused_in_one_line(check, says):
 
 def test_what_arrow_fills_up_with_none_counts_for_nothing():
     check = [{"file": "a", "equals": "x", "run": None, "files": {"b": None}, "limits": None}]
-    registry.load("agent_task").check_row(Problem("p", "x", None, {"check": check}))
+    for given in (check, json.dumps(check)):
+        registry.load("agent_task").check_row(Problem("p", "x", None, {"check": given}))
 
 
 def test_files_that_were_not_recorded_leave_it_undecided(pool):
