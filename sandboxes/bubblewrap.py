@@ -178,6 +178,8 @@ class Layout:
                 words += ["--ro-bind", f"/{name}", f"/{name}"]
         if self.base:
             words += ["--ro-bind", self._seen(self.base), PYTHON]
+            # A python3 linked to its libpython by the path it was built for would take the machine's, another.
+            words += ["--setenv", "LD_LIBRARY_PATH", f"{PYTHON}/lib"]
         words += ["--tmpfs", self.packages]
         for path in pytest_files():
             words += ["--ro-bind", self._seen(path), f"{self.packages}/{path.name}"]
