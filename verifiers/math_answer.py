@@ -53,8 +53,9 @@ def math_answer(
     rejects an answer that leaves the work to the reader, such as a sum for a number.
     """
     try:
-        golds = [gold_text(one) for one in (answer if isinstance(answer, list) else [answer])]
-        golds_read = [_readings(gold) for gold in golds]
+        golds = tuple(gold_text(one) for one in (answer if isinstance(answer, list) else [answer]))
+        for gold in golds:
+            _readings(gold)  # an unreadable one must not cost the attempt
     except (Unreadable, TooLarge, RecursionError) as error:
         return Verdict.undecided(f"the problem's own answer cannot be read: {error or 'it is too large'}")
     stated = stated_answer(text, extract)
@@ -62,17 +63,20 @@ def math_answer(
         return Verdict.wrong("states no answer", outcome="unparseable")
     if len(stated) > MAX_ANSWER:
         return Verdict.wrong(f"an answer of {len(stated)} characters", outcome="unparseable")
-    verdict = _judged(stated, golds, golds_read, require_simplified)
+    return _judged(stated, golds, require_simplified)
+
+
+@lru_cache(maxsize=4096)  # siblings often state the same answer
+def _judged(stated: str, golds: tuple[str, ...], require_simplified: bool) -> Verdict:
+    verdict = _compared(stated, golds, require_simplified)
     return replace(verdict, extracted=canonical(stated)) if verdict.outcome != "unparseable" else verdict
 
 
-def _judged(
-    stated: str, golds: Sequence[str], golds_read: Sequence[Sequence[Node]], require_simplified: bool
-) -> Verdict:
+def _compared(stated: str, golds: tuple[str, ...], require_simplified: bool) -> Verdict:
     shown = " ".join(stated.split())[:80]
     try:
         found = plain(stated)
-        if not any(matches(gold, nodes, found) for gold, nodes in zip(golds, golds_read, strict=True)):
+        if not any(matches(gold, _readings(gold), found) for gold in golds):
             return Verdict.wrong(shown)
     except Unreadable as error:
         return Verdict.wrong(f"{shown}: {error}", outcome="unparseable")
@@ -89,7 +93,11 @@ def gold_text(answer: Any) -> str:
     """The right answer in plain spelling; of a whole solution, its box or what follows `####`."""
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise Unreadable(f"it is a {type(answer).__name__}; expected text, a number or a list of these")
-    text = str(answer)
+    return _gold_in(str(answer))
+
+
+@lru_cache(maxsize=4096)
+def _gold_in(text: str) -> str:
     box = last_box(text)
     if box is None and "####" in text:
         box = text.rpartition("####")[2]
