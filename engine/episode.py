@@ -162,11 +162,12 @@ Then = Callable[[_Running, Any], None]
 
 
 class _Interleaved:
-    """Episodes run to their end, at most `agent.max_sandboxes` at once."""
+    """Episodes run to their end, as many at once as the pool has sandboxes: none waits for another."""
 
     def __init__(self, sampler: EpisodeSampler, params: SamplingParams) -> None:
         self.sampler, self.prompter, self.cfg, self.params = sampler, sampler.prompter, sampler.cfg, params
         self.done: queue.SimpleQueue[tuple[_Running, Then, Any]] = queue.SimpleQueue()
+        self.room = sampler.pool.size
         self.num_jobs = 0  # in threads, or done and not looked at
         self.finished: list[_Running] = []
         self.running: dict[int, _Running] = {}
@@ -174,11 +175,11 @@ class _Interleaved:
     def run(self, episodes: Sequence[_Running]) -> Iterator[_Running]:
         """The episodes as they end."""
         waiting = deque(episodes)
-        with ThreadPoolExecutor(self.cfg.max_sandboxes, "verigrad-tool") as self.threads:
+        with ThreadPoolExecutor(self.room, "verigrad-tool") as self.threads:
             try:
                 with self.sampler.engine.stream() as self.stream:
                     while waiting or self.running:
-                        while waiting and len(self.running) < self.cfg.max_sandboxes:
+                        while waiting and len(self.running) < self.room:
                             self._admit(waiting.popleft())
                         self._advance(self.stream)
                         ended, self.finished = self.finished, []
