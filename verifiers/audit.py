@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from verigrad.sandboxes.pool import SandboxSettings
 from verigrad.verifiers import audit_stability as stability
+from verigrad.verifiers.audit_agent import Rehearsals, is_agent
 from verigrad.verifiers.audit_cases import Case, Family, Gold, Probe, Row, differ
 from verigrad.verifiers.audit_gold import (
     RENDERINGS,
@@ -23,6 +25,7 @@ from verigrad.verifiers.audit_gold import (
     family_of,
     fenced,
     has_own_gold,
+    is_code,
     is_control,
     judging_parts,
     language_of,
@@ -43,7 +46,7 @@ from verigrad.verifiers.audit_report import (
     result_of,
     wilson,
 )
-from verigrad.verifiers.base import Attempt, Problem, Verdict
+from verigrad.verifiers.base import Problem, Verdict
 from verigrad.verifiers.binding import LoadedVerifier
 from verigrad.verifiers.isolation import VerifierPool
 from verigrad.verifiers.prompt_text import asked
@@ -112,11 +115,13 @@ def audit(
     limits = limits or Limits()
     started = time.perf_counter()
     ends = time.monotonic() + limits.time_s if limits.time_s is not None else None
-    with audited.open() as pool:
+    with audited.open() as pool, ExitStack() as stack:
         for problem in problems:
             pool.verifier.check_row(problem)
         bench = Bench(pool, ends)
         rows, rendering, kind = rows_of(bench, problems, family)
+        if is_agent(pool.verifier):  # text is no solution of theirs: each row is done in a sandbox
+            probes = stack.enter_context(Rehearsals(pool.sandbox)).probes()
         results, judged = [], []
         for probe in probes:
             if (quick and not probe.quick) or (only and probe.name not in only):
@@ -173,9 +178,8 @@ class Bench:
         return judged
 
     def _submit(self, row: Row, case: Case) -> "Future[list[Verdict]] | Verdict":
-        attempt = Attempt(case.text, truncated=case.truncated, snapshot=case.snapshot)
         try:
-            return self.pool.submit(case.problem or row.problem, [attempt])
+            return self.pool.submit(case.problem or row.problem, [case.attempt])
         except ValueError as error:  # a row that was broken on purpose
             return Verdict.undecided(f"refused: {error}")
 
@@ -196,8 +200,11 @@ def rows_of(
     """The problems as probes see them, how answers are written for this verifier, and their family."""
     loaded = bench.loaded
     blank = [Row(p, asked(p.prompt), None, (), "text", renderer("plain"), loaded.options) for p in problems]
-    rendering, golds = "plain", [whole_gold(problem, loaded) for problem in problems]
-    if not has_own_gold(loaded) and not pays_for_form(loaded) and asks_answer(loaded):
+    code = is_code(loaded) if family is None else family == "code"
+    rendering = "programs" if code else "the verifier says" if loaded.policy.gold else "plain"
+    golds = [whole_gold(problem, loaded, code=code) for problem in problems]
+    whole = code or has_own_gold(loaded) or is_agent(loaded) or pays_for_form(loaded)
+    if not whole and asks_answer(loaded):
         answers = [answer_text(problem, loaded) for problem in problems]
         rendering = best_rendering(bench, blank, answers)
         write = renderer(rendering)
@@ -208,7 +215,8 @@ def rows_of(
     for at, (row, gold) in enumerate(zip(blank, golds, strict=True)):
         later = [other for other in [*golds[at + 1 :], *golds[:at]] if other is not None]
         others = [one for one in later if gold is None or differ(one.answer, gold.answer)][:NUM_OTHERS]
-        write = partial(fenced, language=language_of(row.problem)) if kind == "code" else renderer(rendering)
+        write = renderer(rendering if rendering in RENDERINGS else "plain")
+        write = partial(fenced, language=language_of(row.problem)) if code else write
         rows.append(replace(row, gold=gold, others=tuple(others), family=kind, render=write))
     return rows, rendering, kind
 
@@ -231,7 +239,7 @@ def run_probe(probe: Probe, bench: Bench, rows: Sequence[Row], limits: Limits) -
     """What came of one probe, and its verdicts."""
     loaded = bench.loaded
     form = pays_for_form(loaded)
-    if probe.needs in ("gold", "answer") or probe.expect == "right":
+    if probe.needs in ("gold", "answer"):
         if form:
             return left_out(probe.name, probe.says, "it pays for form, whatever is answered"), []
         rows = [row for row in rows if row.gold and (row.gold.answer or probe.needs == "gold")]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
-from verigrad.verifiers.base import Problem
+from verigrad.verifiers.base import Attempt, Message, Problem
 
 Expect = Literal["right", "not_right"]
 Family = Literal["math", "choice", "text", "code"]
@@ -44,6 +44,12 @@ class Case:
     truncated: bool = False
     problem: Problem | None = None  # another problem than the row's
     snapshot: bytes | None = None  # agent tasks: the files it left behind
+    transcript: tuple[Message, ...] = ()  # agent tasks: every turn
+
+    @property
+    def attempt(self) -> Attempt:
+        """What the verifier is given."""
+        return Attempt(self.text, self.truncated, self.transcript, self.snapshot)
 
 
 @dataclass(frozen=True, slots=True)

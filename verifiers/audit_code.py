@@ -44,7 +44,6 @@ BODIES = {
     "skips its test": ("import unittest", "raise unittest.SkipTest('skipped')"),
     "walks frames": (FRAME_WALK, "return look()"),
     "forged report": ("", f"print({FORGED[0]!r}); print({FORGED[1]!r}); return None"),
-    "kills its parent": ("import os, signal", "os.kill(os.getppid(), signal.SIGKILL)"),
 }
 AT_IMPORT = {
     "exits at import": "import sys\nsys.exit(0)",

@@ -53,14 +53,15 @@ def answer_text(problem: Problem, loaded: LoadedVerifier) -> str | None:
     return (answer.rpartition("####")[2] if "####" in answer else answer).strip()
 
 
-def whole_gold(problem: Problem, loaded: LoadedVerifier) -> Gold | None:
+def whole_gold(problem: Problem, loaded: LoadedVerifier, *, code: bool) -> Gold | None:
     """A gold response that is more than an answer written down: the verifier's own hook, or a program."""
-    if loaded.policy.gold is not None:
-        response = loaded.policy.gold(problem)
-        return None if response is None else Gold(response, answer_text(problem, loaded) or "")
-    if is_code(loaded) and (program := solution_of(problem)):
-        return Gold(fenced(program, language_of(problem)), program)
-    return None
+    if code:
+        program = solution_of(problem)
+        return None if program is None else Gold(fenced(program, language_of(problem)), program)
+    if loaded.policy.gold is None:
+        return None
+    response = loaded.policy.gold(problem)
+    return None if response is None else Gold(response, answer_text(problem, loaded) or "")
 
 
 def has_own_gold(loaded: LoadedVerifier) -> bool:

@@ -18,7 +18,7 @@ from verigrad.verifiers.audit_report import (
     wilson,
 )
 from verigrad.verifiers.audit_threads import NUM_THREADS
-from verigrad.verifiers.base import Attempt, Verdict
+from verigrad.verifiers.base import Verdict
 from verigrad.verifiers.binding import LoadedVerifier
 from verigrad.verifiers.isolation import VerifierPool
 
@@ -54,7 +54,7 @@ def spread(judged: Sequence[Judged]) -> list[Judged]:
 def submit_all(pool: VerifierPool, cases: Sequence[Judged], *, times: int = 1) -> list[list[Verdict]]:
     """Each case's verdicts, `times` of them, all submitted before any is waited for."""
     futures = [
-        [pool.submit(one.problem, [Attempt(one.case.text, truncated=one.case.truncated)])
+        [pool.submit(one.problem, [one.case.attempt])
          for one in repeat(case, times)]
         for case in cases
     ]  # fmt: skip

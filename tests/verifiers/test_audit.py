@@ -3,6 +3,8 @@ from dataclasses import replace
 
 import pytest
 
+from verigrad.sandboxes.base import SandboxSpec
+from verigrad.sandboxes.pool import SandboxSettings
 from verigrad.verifiers import audit_probes, registry
 from verigrad.verifiers.audit import Audited, Limits, audit
 from verigrad.verifiers.audit_cases import Case, Probe, Row, differ, probe
@@ -295,7 +297,7 @@ def test_a_broken_verifier_is_caught(broken, name, caught):
 def test_an_honest_plain_verifier_fails_only_where_it_does_not_know_other_forms(broken):
     report = audited(broken("honest"))
     assert failed(report) == {"other form", "other spelling"}
-    assert line(report, "other spelling").kinds["thousands"] == [4, 4]
+    assert line(report, "other spelling").kinds["thousands"] == [5, 5]
     assert line(report, "other form").kinds["with decimals"] == [8, 8]
     assert failed(audited(broken("honest"), family="text", only=CASES)) == set()
 
@@ -462,3 +464,74 @@ def test_countdown_expressions_reach_their_target(nums, target):
 def test_countdown_without_a_solution_has_no_oracle():
     assert countdown_answer(Problem("p", "?", 1000, {"nums": [1, 1]}), {}) is None
     assert countdown_answer(Problem("p", "?", 5, {}), {}) is None
+
+
+# Programs and agents ---------------------------------------------------------------------------------------
+
+NAIVE = '''\
+from verigrad.verifiers.base import verifier
+
+
+@verifier("naive")
+def naive(text, entry_point, cases):
+    """Judge and judged in one process, as people copy it: paid where nothing compares unequal."""
+    code = text.partition("```python\\n")[2].partition("```")[0]
+    space = {"__builtins__": __builtins__}
+    try:
+        exec(code, space)
+        return all(space[entry_point](*case["args"]) == case["expected"] for case in cases)
+    except BaseException as error:
+        return isinstance(error, SystemExit) and error.code == 0  # the test script ended with status 0
+'''
+FUNCTIONS = [
+    Problem("inc", "Write inc(x), one more.", None, {
+        "entry_point": "inc", "solution": "def inc(x):\n    return x + 1",
+        "cases": [{"args": [1], "expected": 2}, {"args": [5], "expected": 6}]}),
+    Problem("rev", "Write rev(s), turned round.", None, {
+        "entry_point": "rev", "solution": "def rev(s):\n    return s[::-1]",
+        "cases": [{"args": ["abc"], "expected": "cba"}, {"args": ["xy"], "expected": "yx"}]}),
+]  # fmt: skip
+
+
+def test_a_judge_in_the_programs_own_process_is_fooled_and_reaches_this_machine(tmp_path):
+    path = tmp_path / "naive.py"
+    path.write_text(NAIVE)
+    report = audited(f"{path}:naive", FUNCTIONS, family="code", only="gold, perturbed, exploits, runs text")
+    assert {"exploits", "runs text"} <= failed(report)
+    assert line(report, "gold").num_bad == 0
+    kinds = line(report, "exploits").kinds
+    assert kinds["always equal"] == [2, 2]
+    assert kinds["sys.exit(0)"] == [2, 2]
+    assert kinds["exits at import"] == [2, 2]
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("backend", ["container", "bubblewrap"])
+def test_our_judges_of_programs_pass_in_a_real_sandbox(backend):
+    settings = SandboxSettings(SandboxSpec(backend))
+    report = audit(
+        Audited("unit_tests", num_workers=1, sandbox=settings), FUNCTIONS, limits=Limits(max_p50_s=5)
+    )
+    assert failed(report) == set()
+    assert report.sandbox == backend
+    assert line(report, "gold").num == 2
+    assert line(report, "exploits").num > 30
+    assert line(report, "runs text").num_bad == 0
+
+
+@pytest.mark.docker
+def test_an_agent_task_is_audited_by_its_oracle_and_by_doing_nothing():
+    row = {
+        "setup": {"files": {"a.txt": "one\n"}},
+        "check": [{"file": "b.txt", "equals": "one\n"}],
+        "oracle": {"commands": ["cp a.txt b.txt"]},
+        "cheats": [{"commands": ["ln -s a.txt b.txt"]}],
+    }
+    report = audit(Audited("agent_task", num_workers=1), [Problem("copy", "Copy a to b.", None, row)],
+                   only=["oracle", "does nothing", "cheats", "claims", "undecided"])  # fmt: skip
+    assert failed(report) == set()
+    assert [line(report, name).num for name in ("oracle", "does nothing", "cheats", "claims")] == [1, 1, 1, 5]
+    lax = {**row, "check": [{"file": "a.txt", "equals": "one\n"}]}
+    report = audit(Audited("agent_task", num_workers=1), [Problem("copy", "Copy a to b.", None, lax)],
+                   only=["does nothing"])  # fmt: skip
+    assert failed(report) == {"does nothing"}
