@@ -18,14 +18,16 @@ BUILTIN = {
     "bubblewrap": "verigrad.sandboxes.bubblewrap:Bubblewrap",
     "local_process": "verigrad.sandboxes.local_process:LocalProcess",
 }
+REMOTE = {"sandbox_fusion": "verigrad.sandboxes.sandbox_fusion:SandboxFusion"}  # take sandbox.options
+NAMED = {**BUILTIN, **REMOTE}
 STRONGEST_FIRST = ("container", "bubblewrap")  # what `auto` chooses from; never local_process
 
 
 def available() -> dict[str, str]:
     """Every sandbox that has a name, and where it comes from; imports none of them."""
-    where = dict.fromkeys(BUILTIN, "built-in")
+    where = dict.fromkeys(NAMED, "built-in")
     for point in entry_points(group=GROUP):
-        if point.name in BUILTIN:
+        if point.name in NAMED:
             raise ValueError(
                 f"an installed package registers the sandbox {point.name!r}, the name of a built-in one; "
                 f"rename the entry point {point.value}"
@@ -40,7 +42,7 @@ def load(name: str) -> Backend:
     ValueError with the nearest right name for one that is not known.
     """
     installed = {point.name: point.value for point in entry_points(group=GROUP)}
-    path = BUILTIN.get(name) or installed.get(name, name)
+    path = NAMED.get(name) or installed.get(name, name)
     module, colon, attribute = path.rpartition(":")
     if not colon or not module or not attribute:
         near = difflib.get_close_matches(name, available(), n=1)
