@@ -20,6 +20,7 @@ from typing import Any
 from verigrad.engine.environment import Environment
 from verigrad.engine.settings import ConfigError
 from verigrad.sandboxes.base import HOME
+from verigrad.verifiers.agent_script import CANNOT_CHECK
 
 TESTS, LOGS, SOLUTION = ".tests", ".logs", ".solution"
 IGNORED = {"FROM", "LABEL", "MAINTAINER", "EXPOSE", "CMD", "ENTRYPOINT", "USER", "SHELL", "STOPSIGNAL"}
@@ -27,9 +28,13 @@ RECIPES_OF_IMAGES = {"Dockerfile", "docker-compose.yaml", "docker-compose.yml", 
 MAX_FILE = 1 << 20  # bytes of one file of a task
 DEFAULT_SECONDS = 120.0  # of a check, where the task says nothing
 
-# terminal-bench names no file for the reward: the tests' own report tells which passed.
+# terminal-bench names no file for the reward: the tests' own report tells which passed. Neither the agent's
+# modules nor its conftest.py or pytest.ini are taken up by pytest.
 RUN_PYTEST = """\
-python3 -m pytest -q -p no:cacheprovider --junitxml={logs}/report.xml {tests}/test_outputs.py >&2
+python3 -I -c 'import pytest' || exit {cannot}
+export PYTHONSAFEPATH=1
+python3 -m pytest -q -c /dev/null --rootdir={tests} --confcutdir={tests} -p no:cacheprovider \\
+  --junitxml={logs}/report.xml {tests}/test_outputs.py >&2
 python3 -I - <<'END'
 import pathlib
 from xml.etree import ElementTree
@@ -158,7 +163,10 @@ def read_terminal_bench(path: Path) -> Task:
     return Task(
         instruction=settings["instruction"],
         script=RUN_PYTEST.format(
-            logs=LOGS, tests=TESTS, names=json.dumps(test_names(tests["test_outputs.py"]))
+            logs=LOGS,
+            tests=TESTS,
+            cannot=CANNOT_CHECK,
+            names=json.dumps(test_names(tests["test_outputs.py"])),
         ),
         tests=tests,
         solution={"solution.sh": required(solution)} if solution.is_file() else {},

@@ -20,6 +20,7 @@ NONCE_BYTES = 16
 MAX_RUNS = 200  # commands one script may have run
 MAX_LINE = 32 << 20
 MAX_REASON = 200
+CANNOT_CHECK = 66  # exit status of a shell script that lacks something it needs here: nobody's fault
 
 # Runs in the script's box. Its standard output is kept for the judge: what the script prints goes to stderr.
 HARNESS = '''\
@@ -183,13 +184,14 @@ def _judge_by_shell(script: Script, box: Sandbox, snapshot: bytes | None) -> Ver
     result = box.exec(["bash", name], limits=script.limits)
     if result.status in ("wall_time", "cpu_time"):
         return Verdict.wrong(f"trust low: the check: {result.detail or result.status}", outcome="timeout")
+    if result.exit_code == CANNOT_CHECK:
+        return Verdict.undecided("trust low: the check says that it cannot run here (exit status 66)")
     for path in script.reward:
         try:
             left = box.read_file(path, max_bytes=1 << 16)
         except ProgramFault:
             continue
-        verdict = _verdict({"reward": reward_of(left), "reason": "trust low"})
-        return verdict
+        return _verdict({"reward": reward_of(left), "reason": "trust low"})
     return Verdict.wrong(f"trust low: the check left no reward ({result.detail or result.status})")
 
 
