@@ -103,6 +103,12 @@ class NamespaceWall(Wall):
         """Whether the box holds a process that is neither known nor a helper of the one forked ahead."""
         return any(True for _ in self._strangers(known))
 
+    def wipe(self) -> None:
+        """As everywhere; and what a program did to the rights of the folders themselves is undone."""
+        super().wipe()
+        for folder in (self.home, *self.scratch):
+            os.chmod(folder, 0o700)
+
     def _strangers(self, known: Set[int]) -> Iterator[int]:
         helpers = {
             helper
@@ -131,10 +137,11 @@ def _end_as(program: int, first: int) -> NoReturn:
     os.kill(first, signal.SIGKILL)
     os.waitpid(first, 0)  # returns when every process in there is gone
     if os.WIFSIGNALED(status):
-        signal.signal(os.WTERMSIG(status), signal.SIG_DFL) if os.WTERMSIG(status) != signal.SIGKILL else None
+        with suppress(OSError):  # SIGKILL has no other way
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.kill(os.getpid(), os.WTERMSIG(status))
-    os._exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 255)
+    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
 def _own_users() -> None:

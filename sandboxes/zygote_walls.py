@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any
 
-from verigrad.sandboxes import zygote_files
+from verigrad.sandboxes import zygote_files, zygote_seccomp
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 IPC_RMID = 0
@@ -167,6 +167,7 @@ class UidWall(Wall):
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
+        zygote_seccomp.install()  # engines differ in what they refuse; older ones let vsock and io_uring through
 
     def kill(self, main: int, known: Set[int]) -> None:
         """Every process of the user in one call: none can fork past it, and none is in between.
