@@ -27,8 +27,8 @@ FRAME = struct.Struct("!II")  # as sandboxes/zygote.py has it
 ROOM = "verigrad.sandboxes"
 IN_THE_BOX = (
     "zygote_files",
-    "zygote_walls",
     "zygote_seccomp",
+    "zygote_walls",
     "zygote_program",
     "zygote",
 )  # in the order of their imports
