@@ -27,6 +27,8 @@ object, {OPEN}NAME {{"first": ..., "second": ...}}{CLOSE}. When you are done, an
 
 The tools:"""
 
+REWRITES = "it writes earlier turns anew when others follow, so tokens would not stay as sampled"
+
 
 class Unusable(Exception):
     """The chat template cannot carry tool calls that we can read; says why."""
@@ -157,7 +159,7 @@ class _Template:
 
     def __init__(self, tokenizer: Any, schemas: Sequence[Mapping[str, Any]], eos_ids: Sequence[int]) -> None:
         self.tokenizer, self.schemas = tokenizer, list(schemas)
-        self.ends = [tokenizer.convert_ids_to_tokens(i) for i in eos_ids]
+        self.ends = [end for i in eos_ids if (end := tokenizer.convert_ids_to_tokens(i))]
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, more: bool) -> str:
         """The conversation as text, up to where the model goes on if there is `more`."""
@@ -174,6 +176,8 @@ class _Template:
         """The name of the format in CHAT_FORMATS that reads a call as this template writes it."""
         before, start = self.render([self.ASKED], more=False), self.render([self.ASKED], more=True)
         text = self.render([self.ASKED, self._called(1)], more=False)
+        if not text.startswith(before):
+            raise Unusable(REWRITES)
         said = text.removeprefix(start if text.startswith(start) else before)
         for end in self.ends:
             said = said.partition(end)[0]
@@ -248,4 +252,4 @@ def choose(wanted: str, prompter: Prompter, tools: Sequence[Tool], *, eos_ids: S
 def _line(tool: Tool) -> str:
     properties = tool.schema["function"]["parameters"].get("properties", {})
     arguments = ", ".join(f"{name}: {one.get('type', 'any')}" for name, one in properties.items())
-    return f"{tool.name}({arguments}): {' '.join(tool.description.split())}"
+    return f"- {tool.name}({arguments}): {' '.join(tool.description.split())}"
