@@ -1,6 +1,7 @@
 """`verigrad audit`: a verifier and data -> which attacks it withstands; a sandbox -> which promises hold."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,8 @@ from verigrad.engine.rows import short_name
 from verigrad.engine.sandboxing import NoSandbox
 from verigrad.engine.settings import DataConfig, SandboxConfig, VerifierConfig
 from verigrad.engine.verify import parse_option
-from verigrad.sandboxes.base import SandboxUnavailable
+from verigrad.sandboxes import conformance
+from verigrad.sandboxes.base import SandboxError, SandboxUnavailable
 from verigrad.verifiers import audit_probes
 from verigrad.verifiers.audit import STEADY, Audited, Limits, audit
 from verigrad.verifiers.audit_cases import FAMILIES, Probe
@@ -78,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PROBE",
-        help="this probe alone; repeatable",
+        help="this probe or check alone; repeatable",
     )
     add("--allow", action="append", default=[], metavar="PROBE=SHARE",
         help="share of a probe's cases that may come out otherwise, e.g. gold=0.05; repeatable")  # fmt: skip
@@ -203,15 +205,20 @@ def _allowed(given: Sequence[str], probes: Sequence[Probe]) -> dict[str, float]:
 
 def _sandbox(args: argparse.Namespace, settings: Settings) -> int:
     """Put a sandbox through the conformance suite."""
-    from verigrad.sandboxes import conformance
-
     if "backend" in settings.sandbox.model_fields_set:
         raise ConfigError("sandbox.backend and --sandbox both name a sandbox; remove one")
     wanted = settings.sandbox.model_copy(update={"backend": args.sandbox})
     spec = sandboxing.chosen(wanted).spec
-    results = conformance.run(spec)
+    if not args.json:
+        print(f"{spec.backend}: the checks use real limits and take about a minute", file=sys.stderr)
+    try:
+        results = conformance.run(spec, args.only or None)
+    except ValueError as error:
+        raise ConfigError(f"--only: {error}") from error
+    except SandboxError as error:
+        raise NoSandbox(f"no sandbox of kind {spec.backend!r} came up: {error}") from error
     broken = [result for result in results if audit_tables.is_broken(result)]
-    rows = [audit_tables.check_row(result) for result in results]
+    rows = [dataclasses.asdict(result) for result in results]
     _write(args, {"sandbox": spec.backend, "passed": not broken, "checks": rows})
     if not args.json:
         audit_tables.show_checks(spec.backend, rows, num_broken=len(broken))

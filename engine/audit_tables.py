@@ -1,12 +1,12 @@
 """Reports of `verigrad audit` -> tables for people: one line per probe, and what went wrong below."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from verigrad.sandboxes.conformance import CheckResult
 from verigrad.verifiers.audit_report import Report, Result
 
 PIPED_WIDTH = 10_000  # what is read by a program keeps one line per probe
@@ -79,14 +79,9 @@ def verdict_line(report: Report) -> str:
 # Sandboxes -------------------------------------------------------------------------------------------------
 
 
-def check_row(result: Any) -> dict[str, Any]:
-    """A conformance check's result as plain data."""
-    return dataclasses.asdict(result)
-
-
-def is_broken(result: Any) -> bool:
+def is_broken(result: CheckResult) -> bool:
     """Whether a promise does not hold, or could not be checked."""
-    return str(result.status) not in ("held", "not applicable")
+    return result.status not in ("held", "not applicable")
 
 
 def show_checks(name: str, rows: Sequence[Mapping[str, Any]], *, num_broken: int) -> None:

@@ -496,13 +496,15 @@ FUNCTIONS = [
 def test_a_judge_in_the_programs_own_process_is_fooled_and_reaches_this_machine(tmp_path):
     path = tmp_path / "naive.py"
     path.write_text(NAIVE)
-    report = audited(f"{path}:naive", FUNCTIONS, family="code", only="gold, perturbed, exploits, runs text")
+    report = audited(
+        f"{path}:naive", FUNCTIONS[:1], family="code", only="gold, perturbed, exploits, runs text"
+    )
     assert {"exploits", "runs text"} <= failed(report)
     assert line(report, "gold").num_bad == 0
     kinds = line(report, "exploits").kinds
-    assert kinds["always equal"] == [2, 2]
-    assert kinds["sys.exit(0)"] == [2, 2]
-    assert kinds["exits at import"] == [2, 2]
+    assert kinds["always equal"] == [1, 1]
+    assert kinds["sys.exit(0)"] == [1, 1]
+    assert kinds["exits at import"] == [1, 1]
 
 
 @pytest.mark.docker
