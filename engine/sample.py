@@ -153,6 +153,7 @@ def open_parts(cfg: Config, run: Run, screen: Screen) -> Iterator[Parts]:
             problems = problems_of(cfg, run, prompter)
         with open_sampler(cfg, model.folder, model, prompter, run) as sampler:
             sampler.policy_version = 0
+            run.judged_by = {"": scorer.identity}
             run.record_environment(
                 data=problems.fingerprint, model=model.fingerprint, prompts=prompter.template_hash
             )
@@ -201,7 +202,7 @@ def sample_chunk(
     parts.scorer.require_decided(groups)
     kept = keep(cfg, parts.encoder, groups)
     run.write_part(step, kept.rows)
-    return measured(groups, kept)
+    return measured(groups, kept) | parts.scorer.take_health()
 
 
 def keep(cfg: Config, encoder: Encoder, groups: Sequence[VerifiedGroup]) -> Chunk:
