@@ -122,7 +122,7 @@ def test_rewards_that_need_a_runtime_are_refused_or_get_our_sandbox(tasks, pytho
     reference = f"{tasks}:Programs"
     (problem,) = problems(reference, python)
     assert [turn["role"] for turn in problem.prompt] == ["system", "user"]
-    with pytest.raises(ValueError, match=r"runs .* need a runtime .* runtime = true"):
+    with pytest.raises(ValueError, match=r"runs .* need a runtime .*runtime = true"):
         registry.load(f"prime:{reference}", {"python": python}).check_row(problem)
     box = SandboxSettings(SandboxSpec("local_process", {"trusted": True}))
     right, wrong, raises = verdicts(
