@@ -27,7 +27,7 @@ from verigrad.verifiers.options import flag, number, one_of, shown, whole, with_
 
 MAX_TESTS = 1000
 TEST_KEYS = {"stdin", "stdout"}
-COMPILE_LIMITS = Limits(wall_s=30.0, cpu_s=30.0, memory_mb=1024, file_mb=32, pids=32)
+COMPILE_LIMITS = Limits(wall_s=60.0, cpu_s=30.0, memory_mb=1024, file_mb=32, pids=32)
 COMPILER = ["g++", "-std=c++17", "-O2", "-pipe", "-o", "program", "program.cpp"]
 NAME = "program_output"
 
@@ -69,7 +69,7 @@ class ProgramOutput:
         self,
         partial: bool = False,
         max_tests: int = 0,
-        max_seconds: float = 60.0,
+        max_seconds: float = 90.0,
         language: str = "python",
         checkers: Mapping[str, str] | None = None,
     ) -> None:

@@ -76,7 +76,7 @@ class UnitTests:
         self,
         partial: bool = False,
         max_tests: int = 0,
-        max_seconds: float = 60.0,
+        max_seconds: float = 90.0,
         lift_asserts: bool = True,
         checkers: Mapping[str, str] | None = None,
     ) -> None:
