@@ -83,7 +83,7 @@ def converse(
     assert process.stderr is not None
     texts = {process.stdout.fileno(): b"", process.stderr.fileno(): b""}
     feeding: int | None = process.stdin.fileno()
-    os.set_blocking(feeding, False)
+    os.set_blocking(process.stdin.fileno(), False)
     open_pipes, cut = set(texts), None
     while process.poll() is None or open_pipes:
         left = started + limits["wall_s"] - time.monotonic()
