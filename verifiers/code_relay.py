@@ -66,7 +66,8 @@ def order_of(source: str, entry_point: str, token: str) -> dict[str, Any]:
             imports.add(node.module)
     names = required_tests(source)
     with_pytest = not names[0].startswith(LINE)
-    mentioned = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    mentioned = {name for name in named if not name.startswith("__")}
     return {
         "token": token,
         "source": source,

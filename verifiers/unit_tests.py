@@ -5,6 +5,7 @@ and which run in a process of their own is written down in docs/verifiers/unit_t
 """
 
 import ast
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -200,11 +201,16 @@ class UnitTests:
                 f"{NAME}: meta.checker and meta.tolerance have no effect with meta.test_code; remove them"
             )
         source = _test_code(source, entry_point)
-        try:
-            lifted = lift(source, entry_point) if self.lift_asserts else None
-        except NotLiftable:
-            lifted = None
+        lifted = _lifted(source, entry_point) if self.lift_asserts else None
         return Tests((), source, lifted, entry_point, None, limits, "")
+
+
+@functools.lru_cache(maxsize=256)  # a group's attempts share a row, which is looked at for each
+def _lifted(source: str, entry_point: str) -> Lifted | None:
+    try:
+        return lift(source, entry_point)
+    except NotLiftable:
+        return None
 
 
 def _test_code(source: Any, entry_point: str) -> str:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from verigrad.engine import list_verifiers, verify
+from verigrad.engine import cli, list_verifiers, verify
 
 
 def call(module, *words):
@@ -144,3 +144,39 @@ def test_a_missing_file_and_a_json_array_are_told(tmp_path, monkeypatch, capsys)
     (tmp_path / "array.jsonl").write_text('[\n{"response": "a"}\n]')
     assert call(verify, "exact_match", "array.jsonl") == 2
     assert "array.jsonl line 1: looks like one JSON array" in capsys.readouterr().err
+
+
+BOXED = {
+    "response": "```python\ndef f(x):\n    return x + 1\n```",
+    "meta": {"entry_point": "f", "cases": [{"args": [1], "expected": 2}]},
+}
+
+
+def test_the_sandbox_is_chosen_and_named(cases, capsys):
+    words = ["--sandbox", "local_process", "--sandbox-option", "trusted=true"]
+    assert call(verify, "unit_tests", cases(BOXED), *words) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["outcome"] == "right"
+    assert captured.err.startswith("verigrad: sandbox: local_process\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "says"),
+    [
+        ("exact_match", ["--sandbox", "container"], "--sandbox has no effect: exact_match runs nothing"),
+        ("exact_match", ["--sandbox-option", "pids=8"], "--sandbox-option has no effect"),
+        ("unit_tests", ["--sandbox", "containr"], "did you mean 'container'?"),
+        ("unit_tests", ["--sandbox-option", "pids"], "e.g. --sandbox-option memory_mb=512"),
+        ("unit_tests", ["--sandbox-option", "pid=8"], "'auto' has no such setting; it has: trusted"),
+        ("unit_tests", ["--sandbox-option", "pids=many"], "--sandbox-option pids: Input should be a valid"),
+        ("unit_tests", ["--sandbox", "bubblewrap", "--sandbox-option", "trusted=true"], "trusted has no"),
+        ("unit_tests", ["--sandbox", "local_process"], "set sandbox.trusted = true"),
+    ],
+)  # fmt: skip
+def test_a_wrong_sandbox_is_one_line(cases, tmp_path, name, words, says, capsys):
+    status = cli.guarded(["verify", name, str(cases(BOXED)), *words])
+    captured = capsys.readouterr()
+    assert status == (1 if "local_process" in words else 2)
+    assert says in captured.err
+    assert captured.err.count("\n") == 1
+    assert not captured.out
