@@ -160,7 +160,7 @@ def latency(judged: Sequence[Judged], *, max_p50_s: float, max_p99_s: float) -> 
         f"p50 <= {max_p50_s:g} s, p99 <= {max_p99_s:g} s",
         num=len(ordered),
         worst=example(ordered[-1]) if slow else None,
-        note=f"p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms, max {ordered[-1].verdict.seconds:.2f} s",
+        note=f"p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms, max {ordered[-1].verdict.seconds * 1000:.1f} ms",
         figures={"p50_s": p50, "p99_s": p99, "max_s": ordered[-1].verdict.seconds},
     )
 
