@@ -30,6 +30,7 @@ IN_THE_BOX = (
     "zygote_seccomp",
     "zygote_walls",
     "zygote_program",
+    "zygote_run",
     "zygote",
 )  # in the order of their imports
 GRACE_S = 10.0  # what the zygote may take beyond a command's own wall time

@@ -167,7 +167,7 @@ class UidWall(Wall):
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-        zygote_seccomp.install()  # engines differ in what they refuse; older ones let vsock and io_uring through
+        zygote_seccomp.install()  # older engines let vsock and io_uring through
 
     def kill(self, main: int, known: Set[int]) -> None:
         """Every process of the user in one call: none can fork past it, and none is in between.

@@ -53,7 +53,7 @@ PROGRAMS = {
     "atexit after error": "import atexit\natexit.register(print, 'bye')\n1 / 0",
     "thread": "import threading, time\n"
     "threading.Thread(target=lambda: (time.sleep(0.1), print('late'))).start()\nprint('end')",
-    "daemon thread": "import threading as t, time\nt.Thread(target=time.sleep, args=[60], daemon=True).start()",
+    "daemon thread": "import threading as t, time\nt.Thread(target=time.sleep, args=[9], daemon=1).start()",
     "destructor": "class A:\n    def __del__(self): print('gone')\na = A()",
     "unicode": "print('\u00e4\u4e2d\U0001f600')",
     "stderr": "import sys; print('out'); print('err', file=sys.stderr)",
