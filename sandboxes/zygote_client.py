@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -78,8 +79,9 @@ def boot_order(wall: str, wall_options: Mapping[str, Any]) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
 
+@cache
 def source_of(module: str) -> str:
-    """A module's source text."""
+    """A module's source text, as it is when it is first asked for."""
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise SandboxUnavailable(f"the source of {module} cannot be found; install verigrad again")

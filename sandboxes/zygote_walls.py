@@ -31,7 +31,7 @@ class Wall(ABC):
 
     Three processes share the box: the supervisor, which talks to the outside and owns the clock; the
     template, forked from it before any job is known; and one new process per command, forked from the
-    template ahead of time. `S` hooks run in the supervisor, `P` hooks in the process that becomes the program.
+    template ahead of time. `S` hooks run in the supervisor, `P` hooks in what becomes the program.
 
     boot     S  once, before the template is forked; the box is clean when it returns
     prepare  P  when the process is forked, before its job is known: slow preparations belong here. It may
