@@ -4,13 +4,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from verigrad.engine import tools
 from verigrad.engine.config import Config, ConfigError
 from verigrad.verifiers import registry
 
 
 def check(cfg: Config) -> None:
-    """Raise ConfigError for a verifier that does not load with its options, or a model folder that is not."""
+    """Raise ConfigError for a verifier or a tool that does not load, or a model folder that is not."""
     check_verifiers(cfg)
+    tools.load(cfg.agent.tools)
     model = cfg.policy.model
     if model.startswith((".", "/", "~")) and ":" not in model and not Path(model).expanduser().is_dir():
         raise ConfigError(
