@@ -65,8 +65,11 @@ def run(job: Any, box: str) -> dict[str, Any]:
     result = {"out": base64.b64encode(out).decode(), "err": base64.b64encode(err).decode()}
     code, seconds = process.returncode, time.monotonic() - started
     status = cut or ("exited" if code >= 0 else "signalled")
-    if status == "signalled" and -code == signal.SIGXCPU:
-        status = "cpu_time"
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if -code == signal.SIGXCPU or (
+        -code == signal.SIGKILL and spent.ru_utime + spent.ru_stime >= limits["cpu_s"]
+    ):
+        status = "cpu_time" if status == "signalled" else status  # SIGKILL: it was deaf to the first signal
     ended = {
         "exit_code": code if status == "exited" else None,
         "signal": -code if status == "signalled" else 0,

@@ -112,6 +112,11 @@ def test_files_persist_from_command_to_command_and_links_do_not(box):
     [
         ("import time; time.sleep(60)", {"wall_s": 1.0}, "wall_time"),
         ("while True: pass", {"cpu_s": 1.0, "wall_s": 60.0}, "cpu_time"),
+        (
+            "import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
+            {"cpu_s": 1.0, "wall_s": 60.0},
+            "cpu_time",
+        ),
         ("while True: print('x' * 1000)", {"output_bytes": 5000, "wall_s": 60.0}, "output"),
         ("import os; os.abort()", {}, "signalled"),
     ],
