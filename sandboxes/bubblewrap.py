@@ -151,7 +151,9 @@ class Layout:
         base = Path(sys.base_prefix).resolve()
         self.base = base if not base.is_relative_to("/usr") else None  # to be shown apart from /usr
         inside = Path(PYTHON) if self.base else base
-        self.python = str(inside / "bin" / f"python3.{sys.version_info[1]}")
+        ours, usual = (base / "bin" / name for name in (f"python3.{sys.version_info[1]}", "python3"))
+        same = usual.exists() and usual.samefile(ours)
+        self.python = str(inside / "bin" / (usual if same else ours).name)
         self.path = ":".join(dict.fromkeys((str(inside / "bin"), "/usr/local/bin", "/usr/bin", "/bin")))
         self.packages = str(inside / _site_packages().relative_to(base))
 
@@ -178,7 +180,7 @@ class Layout:
                 words += ["--ro-bind", f"/{name}", f"/{name}"]
         if self.base:
             words += ["--ro-bind", self._seen(self.base), PYTHON]
-            # A python3 linked to its libpython by the path it was built for would take the machine's, another.
+            # Linked to its libpython by the path it was built for, it would take another one: the machine's.
             words += ["--setenv", "LD_LIBRARY_PATH", f"{PYTHON}/lib"]
         words += ["--tmpfs", self.packages]
         for path in pytest_files():

@@ -69,7 +69,7 @@ def run(
     """
     names = list(promises() if only is None else only)
     if unknown := [name for name in names if name not in CHECKS]:
-        raise ValueError(f"there is no check {unknown[0]!r}; the checks are {', '.join(CHECKS)}")
+        raise ValueError(f"there is no check {unknown[0]!r}; the checks are {', '.join(promises())}")
     results = []
     bench = Bench(spec)
     try:

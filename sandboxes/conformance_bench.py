@@ -1,8 +1,8 @@
 """What a conformance check is given: a clean sandbox of the kind under test, and ways to attack it.
 
-A check is a function with one promise as its docstring. It attacks that promise from the inside and judges from
-the outside; an attack that could not be carried out is no proof, so programs say DONE when they came to their
-end. Attacks are harmless where they succeed: they open and connect, and neither write, kill nor send.
+A check is a function with one promise as its docstring. It attacks that promise from the inside and judges
+from the outside; an attack that could not be carried out is no proof, so programs say DONE when they came to
+their end. Attacks do no harm where they succeed: they open, connect and probe, and leave empty files at most.
 """
 
 import os

@@ -94,8 +94,12 @@ while True:
 @check
 def no_waiting_on_pipes(bench: Bench) -> None:
     """Only regular files are read: a pipe, a device or a folder is refused at once."""
-    done = bench.run("import os, socket; os.mkfifo('pipe'); os.mkdir('folder'); "
-                     "socket.socket(socket.AF_UNIX).bind('socket'); os.symlink('/dev/zero', 'zero')")  # fmt: skip
+    source = """
+import os, socket
+os.mkfifo("pipe"); os.mkdir("folder"); os.symlink("/dev/zero", "zero")
+socket.socket(socket.AF_UNIX).bind("socket")
+"""
+    done = bench.run(source)
     expect(done.ok, describe(done))
     for path in ("pipe", "folder", "socket", "zero"):
         result, seconds = took(refused, bench.box.read_file, path)
@@ -175,9 +179,8 @@ def no_archive_leads_outside(bench: Bench) -> None:
             info.size = 4
             tar.addfile(info, io.BytesIO(b"evil"))
         refused(bench.box.load, out.getvalue())
-        done = bench.box.exec(
-            ["sh", "-c", "cat /tmp/planted; test -c device && echo device; test -L away && echo link"]
-        )
+        look = "cat /tmp/planted; test -c device && echo device; test -L away && echo link"
+        done = bench.box.exec(["sh", "-c", look])
         expect(not done.stdout, f"{kind}: {done.stdout[:80]!r}")
         bench.box.reset()
 

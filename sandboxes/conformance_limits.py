@@ -132,7 +132,7 @@ import ctypes, os, sys, time
 libc = ctypes.CDLL(None)
 libc.shmat.restype = ctypes.c_void_p
 libc.shmdt.argtypes = [ctypes.c_void_p]
-held = 0
+held, segments = 0, []
 block = b"x" * (8 << 20)
 try:
     while held < {most // 2}:
@@ -146,10 +146,13 @@ while held < {most}:
     place = libc.shmat(number, None, 0) if number >= 0 else None
     if number < 0 or place in (None, 2**64 - 1):
         break
+    segments.append(number)
     ctypes.memset(place, 1, 32 << 20)
     libc.shmdt(place)
     held += 32
 time.sleep(1)
+for number in segments:
+    libc.shmctl(number, 0, None)
 print("held", held, flush=True)
 """
     done = bench.run(source, limits=Limits(wall_s=20))

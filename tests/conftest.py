@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from verigrad.engine.machine import prepare_process
+from verigrad.sandboxes.bubblewrap import Bubblewrap
 
 prepare_process()
 
@@ -20,7 +21,7 @@ def has_docker():
 
 
 def pytest_collection_modifyitems(items):
-    """Without vLLM or Docker their tests skip; with VERIGRAD_REQUIRE_ALL=1, as in CI, they run and fail."""
+    """Without vLLM, Docker or bubblewrap their tests skip; in CI (VERIGRAD_REQUIRE_ALL=1) they fail."""
     if REQUIRE_ALL:
         return
     missing = {}
@@ -28,6 +29,8 @@ def pytest_collection_modifyitems(items):
         missing["vllm"] = "vLLM is not installed"
     if any(item.get_closest_marker("docker") for item in items) and not has_docker():
         missing["docker"] = "no Docker engine answers"
+    if any(item.get_closest_marker("bubblewrap") for item in items) and (why := Bubblewrap().unavailable({})):
+        missing["bubblewrap"] = why
     for item in items:
         for name, reason in missing.items():
             if item.get_closest_marker(name):
