@@ -83,7 +83,7 @@ def _open(
     cpus: float = 1.0,
     trusted: bool = False,
 ) -> Sandbox:
-    """A new container. `disk_mb` is the size of HOME, and again of /tmp; both count as memory when filled.
+    """A new container. `disk_mb` is the size of HOME, and again of /tmp; both come on top of `memory_mb`.
 
     `trusted` is a permission that nothing here needs.
     """
@@ -91,9 +91,11 @@ def _open(
         if docker_host not in _swept:
             _swept.add(docker_host)
             sweep(api)
+        # Files count as memory: without room of their own, a program that fills HOME would take the zygote's.
+        memory = (memory_mb + 2 * disk_mb + SHM_MB) << 20
         limits = {
-            "mem_limit": memory_mb << 20,
-            "memswap_limit": memory_mb << 20,
+            "mem_limit": memory,
+            "memswap_limit": memory,
             "pids_limit": pids,
             "nano_cpus": int(cpus * 1e9),
             "runtime": runtime or None,
