@@ -149,7 +149,7 @@ def wrote_something(text, transcript):
 
 def trained(folder, *, backend, sandbox):
     """A run of two steps: its metrics, and its rollouts."""
-    rows = [{"prompt": p, "answer": "", "setup": {"files": {"a": "42"}}} for p in "abcabc"]
+    rows = [{"prompt": p, "answer": "42", "setup": {"files": {"a": "42"}}} for p in "abcabc"]
     (folder / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "judge.py").write_text(JUDGE)
     recipe = folder / "agent.toml"
