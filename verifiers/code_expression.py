@@ -77,6 +77,7 @@ class Result:
     value: Any = None
     failed: str = ""
     raised: tuple[str, ...] = ()  # classes of what it raised, nearest first
+    missing: bool = False  # the program ended before it answered
 
     def get(self) -> Any:
         """The value; Failed where there is none."""

@@ -49,12 +49,13 @@ def results_of(ended: ExecResult, asked: int) -> list[Result]:
     """What the lines on standard output say of each call."""
     said = [_loads(row) for row in ended.stdout.split(b"\n")[:-1]]
     if not said or not isinstance(said[0], dict) or "names" not in said[0]:
-        why = failed_to_load(said[0]) if said and isinstance(said[0], dict) else _ended_early(ended)
-        return [Result(failed=why)] * asked
+        if said and isinstance(said[0], dict):
+            return [Result(failed=failed_to_load(said[0]))] * asked
+        return [Result(failed=_ended_early(ended), missing=True)] * asked
     if len(said) - 1 > asked:
         return [Result(failed="said more than it was asked")] * asked
     results = [_result(row) for row in said[1:]]
-    return results + [Result(failed=_ended_early(ended))] * (asked - len(results))
+    return results + [Result(failed=_ended_early(ended), missing=True)] * (asked - len(results))
 
 
 def failed_to_load(said: Mapping[str, Any]) -> str:

@@ -137,18 +137,18 @@ class UnitTests:
         self, tests: Tests, lifted: Lifted, program: bytes, sandbox: Sandbox, clock: Clock
     ) -> Verdict:
         results, late = call_all(lifted.calls, program, sandbox=sandbox, limits=clock.within(tests.limits))
-        missing = next((result for result in results if result.failed and not result.raised), Result())
+        missing = next((result for result in results if result.missing), Result())
         failures = [
-            (f"test {place} of {len(lifted.tests)}: {why}", missing)
+            (f"test {place} of {len(lifted.tests)}: {why}", missing if why == missing.failed else Result())
             for place, test in enumerate(lifted.tests, start=1)
             if (why := test.passes(results))
         ]
         return self._verdict(len(lifted.tests), failures, late=late)
 
     def _verdict(self, total: int, failures: Sequence[tuple[str, Result]], *, late: bool) -> Verdict:
-        """`late`: the process was ended for its time, which counts where the first failure has no result."""
+        """`late`: the process was ended for its time, which counts where the first failure is a missing answer."""
         reason, result = failures[0] if failures else ("", Result())
-        outcome: Outcome = "timeout" if late and result.failed and not result.raised else "wrong"
+        outcome: Outcome = "timeout" if late and result.missing else "wrong"
         return verdict_of(total - len(failures), total, partial=self.partial, reason=reason, outcome=outcome)
 
     def _judged_apart(self, tests: Tests, program: bytes, sandbox: Sandbox, clock: Clock) -> Verdict:

@@ -33,8 +33,11 @@ def judged(request, sandbox, tmp_path_factory):
     kept = ("id", "response", "meta")
     cases.write_text("".join(json.dumps({key: row[key] for key in kept}) + "\n" for row in rows))
     words = ["verify", request.param, str(cases), "-o", str(out), "--sandbox", sandbox]
-    assert cli.guarded(words) == 0, "a check was undecided"
-    return list(zip(rows, map(json.loads, out.read_text().splitlines()), strict=True))
+    status = cli.guarded(words)
+    both = list(zip(rows, map(json.loads, out.read_text().splitlines()), strict=True))
+    assert not [(row["id"], verdict["reason"]) for row, verdict in both if verdict["reward"] is None]
+    assert status == 0
+    return both
 
 
 def test_every_program_gets_the_verdict_it_deserves(judged):

@@ -286,3 +286,17 @@ def test_a_row_that_cannot_be_judged_is_refused_in_one_line(verifier, meta, says
         registry.load(verifier, {}).check_row(Problem("p", "", None, meta))
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("meta", "outcome"),
+    [
+        ({"entry_point": "f", "cases": [{"args": [0], "expected": 1}, {"args": [1], "expected": 1}]}, "wrong"),
+        ({"entry_point": "f", "cases": [{"args": [0], "expected": 0}, {"args": [1], "expected": 1}]}, "timeout"),
+        ({"test_code": "assert f(0) == 1\nassert f(1) == 1"}, "wrong"),
+        ({"test_code": "assert f(0) == 0\nassert f(1) == 1"}, "timeout"),
+    ],
+)  # fmt: skip
+def test_the_first_failure_names_the_verdict(judge, meta, outcome):
+    program = "def f(x):\n    while x: pass\n    return 0"
+    assert judge(case(program, **meta, limits={"wall_s": 2})).outcome == outcome
