@@ -1,14 +1,19 @@
 """An environment's name, import path or file -> its tasks, the tools to do them with, and their check."""
 
 import difflib
+import hashlib
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from verigrad.engine.settings import ConfigError
+from verigrad.verifiers import blame
 
 GROUP = "verigrad.environments"
 PREFIX = "environment:"
@@ -60,8 +65,6 @@ def load(name: str) -> Environment:
 
     ConfigError with the nearest right name for one that is not known.
     """
-    from verigrad.engine import makers
-
     installed = {point.name: point.value for point in entry_points(group=GROUP)}
     path = BUILTIN.get(name) or installed.get(name, name)
     module, colon, attribute = path.rpartition(":")
@@ -69,12 +72,7 @@ def load(name: str) -> Environment:
         near = difflib.get_close_matches(name, available(), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(available())}"
         raise ConfigError(f"environment {name!r} is not known; {hint} (or path/file.py:name)")
-    if module.endswith(".py"):
-        holder = makers.module_of_file(Path(module))
-    elif path == name:
-        holder = makers.module_of_name(module)
-    else:
-        holder = importlib.import_module(module)
+    holder = _from_file(module) if module.endswith(".py") else _from_module(module)
     found = getattr(holder, attribute, None)
     if not isinstance(found, Environment):
         raise ConfigError(
@@ -106,7 +104,35 @@ def settle(tree: Mapping[str, Any], *, reads: Callable[[str, str], bool]) -> dic
     return settled
 
 
-def listed() -> Iterator[tuple[str, Environment]]:
-    """Each named environment, imported."""
-    for name in available():
-        yield name, load(name)
+def _from_file(file: str) -> Any:
+    """Run a Python file as a module of its own; a file is run once per process."""
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise ConfigError(f"no file {file} for an environment (looked from {Path.cwd()}). Correct the path.")
+    content = hashlib.sha256(str(path).encode() + path.read_bytes())
+    name = f"verigrad_environment_{path.stem}_{content.hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, Exception | SystemExit):
+            raise ConfigError(blame.import_failure(error, path.name)) from error
+        raise
+    return module
+
+
+def _from_module(name: str) -> Any:
+    """Import a module; one found only in the working folder counts, as for `python -m`."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(blame.import_failure(error, name)) from error
