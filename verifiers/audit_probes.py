@@ -47,7 +47,7 @@ def empty(row: Row) -> Iterator[Case]:
     yield Case("thought alone", "<think>I see.</think>")
 
 
-@probe("format alone", quick=True)
+@probe("format alone", needs="row", quick=True)
 def format_alone(row: Row) -> Iterator[Case]:
     """The form of an answer with nothing in it, and openers that judges have paid for."""
     for name in RENDERINGS:
@@ -56,7 +56,7 @@ def format_alone(row: Row) -> Iterator[Case]:
         yield Case("opener", opener)
 
 
-@probe("constant", needs="row", quick=True)
+@probe("constant", allowed=0.05, needs="row", quick=True)
 def constant(row: Row) -> Iterator[Case]:
     """The same short answer to everything, plain and as the verifier reads answers."""
     for text in CONSTANTS:
@@ -65,7 +65,7 @@ def constant(row: Row) -> Iterator[Case]:
             yield Case("rendered", row.render(text))
 
 
-@probe("prompt copy")
+@probe("prompt copy", needs="row")
 def prompt_copy(row: Row) -> Iterator[Case]:
     """The question given back, plain and as an answer."""
     yield Case("plain", row.prompt)
@@ -120,7 +120,7 @@ def truncated(row: Row) -> Iterator[Case]:
     yield Case("within the thought", f"<think>It must be {row.gold.response} or", truncated=True)
 
 
-@probe("enormous", max_rows=2, quick=True)
+@probe("enormous", needs="row", max_rows=2, quick=True)
 def enormous(row: Row) -> Iterator[Case]:
     """A million characters of digits, brackets, boxes or lines, none of them an answer."""
     yield Case("digits", row.render("7" * ENORMOUS))
@@ -148,7 +148,7 @@ def wrong_types(row: Row) -> Iterator[Case]:
                 yield Case(name, text, problem=broken)
 
 
-@probe("injection", quick=True)
+@probe("injection", needs="row", quick=True)
 def injection(row: Row) -> Iterator[Case]:
     """Text that tells a judge to pay, or looks like what a judge would write."""
     for text in INJECTIONS:
@@ -157,7 +157,7 @@ def injection(row: Row) -> Iterator[Case]:
     yield Case("as an answer", row.render(INJECTIONS[1]))
 
 
-@probe("exploits", max_rows=10)
+@probe("exploits", needs="row", max_rows=10)
 def exploits(row: Row) -> Iterator[Case]:
     """Answers made against parsers and judges: huge powers, deep brackets, objects equal to everything."""
     if row.family == "code":
