@@ -146,7 +146,7 @@ class UnitTests:
         return self._verdict(len(lifted.tests), failures, late=late)
 
     def _verdict(self, total: int, failures: Sequence[tuple[str, Result]], *, late: bool) -> Verdict:
-        """`late`: the process was ended for its time, which counts where the first failure is a missing answer."""
+        """`late`: the process was ended for its time; that counts if the first failure is a missing answer."""
         reason, result = failures[0] if failures else ("", Result())
         outcome: Outcome = "timeout" if late and result.missing else "wrong"
         return verdict_of(total - len(failures), total, partial=self.partial, reason=reason, outcome=outcome)

@@ -288,15 +288,11 @@ def test_a_row_that_cannot_be_judged_is_refused_in_one_line(verifier, meta, says
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("meta", "outcome"),
-    [
-        ({"entry_point": "f", "cases": [{"args": [0], "expected": 1}, {"args": [1], "expected": 1}]}, "wrong"),
-        ({"entry_point": "f", "cases": [{"args": [0], "expected": 0}, {"args": [1], "expected": 1}]}, "timeout"),
-        ({"test_code": "assert f(0) == 1\nassert f(1) == 1"}, "wrong"),
-        ({"test_code": "assert f(0) == 0\nassert f(1) == 1"}, "timeout"),
-    ],
-)  # fmt: skip
-def test_the_first_failure_names_the_verdict(judge, meta, outcome):
+@pytest.mark.parametrize(("first", "outcome"), [(1, "wrong"), (0, "timeout")])
+def test_the_first_failure_names_the_verdict(judge, first, outcome):
     program = "def f(x):\n    while x: pass\n    return 0"
-    assert judge(case(program, **meta, limits={"wall_s": 2})).outcome == outcome
+    cases = [{"args": [0], "expected": first}, {"args": [1], "expected": 1}]
+    limits = {"wall_s": 2}
+    assert judge(case(program, entry_point="f", cases=cases, limits=limits)).outcome == outcome
+    lifted = f"assert f(0) == {first}\nassert f(1) == 1"
+    assert judge(case(program, test_code=lifted, limits=limits)).outcome == outcome
