@@ -21,6 +21,7 @@ from verigrad.engine.run import RunError
 from verigrad.engine.screen import Screen
 from verigrad.engine.sync import WeightSync, WeightSyncError
 from verigrad.engine.verifier_health import UndecidedError
+from verigrad.verifiers.pool_stats import CLOCKED
 
 HOUSE_KEYS = """
 step reward reward_std kept_frac undecided_frac solve_all_frac solve_none_frac loss grad_norm entropy
@@ -81,7 +82,7 @@ def test_a_row_and_a_rollout_have_what_the_format_asks_for(task):
     for row in metrics(run):
         assert set(HOUSE_KEYS.split()) <= set(row)
     table = pq.read_table(run / "rollouts" / "step_000002.parquet")
-    assert table.column_names == PARQUET_COLUMNS.split()
+    assert set(PARQUET_COLUMNS.split()) <= set(table.column_names)
     rows = table.to_pylist()
     assert len(rows) % 4 == 0
     first = rows[0]
@@ -251,7 +252,7 @@ def test_what_adapts_goes_on_where_it_stood(task, tmp_path, overrides):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
 
     def untimed(run):
-        skipped = ("seconds/", "tokens_per_s")
+        skipped = ("seconds/", "tokens_per_s", *(f"verify/{name}" for name in CLOCKED))
         return [{k: v for k, v in row.items() if not k.startswith(skipped)} for row in metrics(run)]
 
     assert untimed(whole) == untimed(halves)
