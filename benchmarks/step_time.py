@@ -136,7 +136,8 @@ def write_recipe(work: works.Work, folder: Path) -> Path:
             "max_prompt_tokens": work.max_prompt_tokens,
             "max_tokens": work.max_tokens,
         },
-        "verifier": {"name": f"{HERE / 'rewards.py'}:starts_low"},
+        # It pays for a first character, on purpose: an audit would refuse it.
+        "verifier": {"name": f"{HERE / 'rewards.py'}:starts_low", "audit": "off"},
         # Every group is trained on, as on the other side: TRL drops none.
         "dynamic_sampling": {"enabled": False},
         "optim": work.optim,
