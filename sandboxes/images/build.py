@@ -36,6 +36,7 @@ UNUSED = (
 )
 MIRROR = "http://deb.debian.org/debian"
 MIRROR_VARIABLE = "VERIGRAD_DEBIAN_MIRROR"  # another mirror of Debian
+SYSTEM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # where system tools lie, for any user
 PATH_INSIDE = "/usr/local/bin:/usr/bin:/bin"
 SAY_EVERY_S = 10.0
 PULL_S = 300.0
@@ -116,7 +117,7 @@ def _from_registry(engine: Any, name: str, say: Callable[[str], None]) -> str | 
 
 
 def _from_packages(engine: Any, name: str, say: Callable[[str], None]) -> None:
-    if not shutil.which("debootstrap"):
+    if not shutil.which("debootstrap", path=SYSTEM_PATH):
         raise SandboxUnavailable(
             f"{name} cannot be made from packages without debootstrap; apt-get install debootstrap, or let "
             "the engine reach a registry"
@@ -151,6 +152,7 @@ def _debootstrap(root: Path, say: Callable[[str], None]) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        env={**os.environ, "PATH": SYSTEM_PATH},
         text=True,
         errors="replace",
     ) as work:
