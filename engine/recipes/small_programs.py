@@ -30,7 +30,7 @@ OPENING = "```python\ndef f(x):\n    return "  # forced upon every completion by
 ENDING = "\n```"
 SIGNS = {"add": "+", "sub": "-", "times": "*", "mod": "%"}
 LEVELS = ("plain2", "plain3", "if2", "if3", "if4")  # with a condition or not, and how many operations
-FORGETS_BRACKETS, MISTAKES_BOUND, GIVES_UP = 0.95, 0.35, 0.05  # the teacher's habits, as shares
+FORGETS_BRACKETS, MISTAKES_BOUND, GIVES_UP = 0.9, 0.25, 0.05  # the teacher's habits, as shares
 
 NAMED_TOKENS = (
     *SPECIAL, "```python", "```", "def f(x):", "    return ", " if ", " else ", "exit()", ">=",
@@ -77,7 +77,7 @@ class Spec:
 def problems(*, seed: int, num_problems: int = 6000, levels: Sequence[str] = LEVELS) -> list[dict[str, Any]]:
     """Rows {prompt, entry_point, cases, solution, level}: distinct problems, equally many of each level.
 
-    A level that has fewer gives all it has (plain2: about 260), so there may be less than `num_problems`.
+    A level that has fewer gives all it has (plain2: about 170), so there may be less than `num_problems`.
     """
     if not levels or not set(levels) <= set(LEVELS):
         raise ValueError(f"levels = {levels}: expected some of {', '.join(LEVELS)}. Name only these.")
@@ -123,11 +123,10 @@ def draw_chain(length: int, rng: random.Random) -> Chain:
     """Operations of which a later one often needs the earlier ones in brackets."""
     operations: list[Operation] = []
     for _ in range(length):
-        binds = bool(operations) and operations[-1][0] != "mod"
-        word = rng.choice(
-            ("times", "mod") if binds else ("add", "sub", "times") if not operations else ("add", "sub")
-        )
-        operations.append((word, rng.randint(2, 9)))
+        words = ("add", "sub", "times") if length == 1 else ("add", "sub")
+        if operations and operations[-1][0] in words:
+            words = ("times", "mod")
+        operations.append((rng.choice(words), rng.randint(2, 9)))
     return tuple(operations)
 
 
