@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TypeGuard
 
 from verigrad.verifiers import code_expression
-from verigrad.verifiers.code_expression import Call, Expressions, Failed, NotLiftable, Result, Thunk
+from verigrad.verifiers.code_expression import Call, Expressions, NotLiftable, Result, Thunk
+from verigrad.verifiers.code_holds import Failed
 
 MAX_UNROLLED = 10_000  # statements of one test, loops written out
 UNITTEST = {

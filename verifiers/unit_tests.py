@@ -16,8 +16,9 @@ from verigrad.verifiers.base import Outcome, Problem, Verdict, verifier
 from verigrad.verifiers.code_block import gold_block, last_program
 from verigrad.verifiers.code_checkers import Checkers
 from verigrad.verifiers.code_compare import longest_first, same_value
-from verigrad.verifiers.code_expression import EXCEPTIONS, Call, Failed, NotLiftable, Result
+from verigrad.verifiers.code_expression import EXCEPTIONS, Call, NotLiftable, Result
 from verigrad.verifiers.code_harness import call_all
+from verigrad.verifiers.code_holds import Failed
 from verigrad.verifiers.code_lift import Lifted, lift, required_tests, with_check
 from verigrad.verifiers.code_relay import BrokenTests, run_apart
 from verigrad.verifiers.code_run import Clock, OutOfTime, limits_of, verdict_of
@@ -146,7 +147,7 @@ class UnitTests:
         return self._verdict(len(lifted.tests), failures, late=late)
 
     def _verdict(self, total: int, failures: Sequence[tuple[str, Result]], *, late: bool) -> Verdict:
-        """`late`: the process was ended for its time; that counts if the first failure is a missing answer."""
+        """`late`: the process ran out of time; that counts if the first failure is a missing answer."""
         reason, result = failures[0] if failures else ("", Result())
         outcome: Outcome = "timeout" if late and result.missing else "wrong"
         return verdict_of(total - len(failures), total, partial=self.partial, reason=reason, outcome=outcome)
