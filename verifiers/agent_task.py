@@ -34,7 +34,7 @@ class Failed(Exception):
         self.outcome: Outcome = outcome
 
 
-@verifier("agent_task", version="1", runs="sandbox", deadline_s=120.0, canary=CANARY)
+@verifier("agent_task", version="1", runs="sandbox", deadline_s=120.0, canary=CANARY, cache=False)
 class AgentTask:
     """Right if the final state passes the row's check (`meta.check`): all steps, or a script.
 
@@ -71,10 +71,10 @@ class AgentTask:
         if looks_at_files and attempt.snapshot is None and attempt.transcript:
             return Verdict.undecided("the files the agent left were not recorded")
         if isinstance(check, Script):
-            verdict = agent_script.judge(check, sandbox, attempt.snapshot, answer=said)
-            return replace(verdict, extracted=said[:MAX_EXTRACTED])
+            return agent_script.judge(check, sandbox, attempt.snapshot, answer=said)
         verdict = self._steps(check, problem, said, sandbox, attempt.snapshot)
-        return replace(verdict, extracted=said[:MAX_EXTRACTED])
+        asked = any(step.answer for step in check)  # else a reply is no answer, and no vote is counted by it
+        return replace(verdict, extracted=said[:MAX_EXTRACTED]) if asked else verdict
 
     def _steps(
         self, steps: Sequence[Step], problem: Problem, said: str, sandbox: Sandbox, snapshot: bytes | None

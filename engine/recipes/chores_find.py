@@ -195,7 +195,7 @@ def hidden_version(rng: random.Random) -> Chore:
 def paper_trail(rng: random.Random) -> Chore:
     """One note leads to the next."""
     names = rng.sample(WORDS, 6)
-    words = [f"{rng.choice(NAMES)}{rng.randint(10, 99)}" for _ in range(2)]
+    words = [f"{name}{rng.randint(10, 99)}" for name in rng.sample(NAMES, 2)]
     names[0] += str(rng.randint(10, 99))
     files = {f"{a}.txt": f"Go on in {b}.txt.\n" for a, b in itertools.pairwise(names[:4])}
     files[f"{names[3]}.txt"] = f"The password is {words[0]}.\n"

@@ -15,6 +15,7 @@ from verigrad.sandboxes.pool import SandboxPool, SandboxSettings
 from verigrad.verifiers import registry
 from verigrad.verifiers.agent_rehearsal import CannotSetUp, doings, rehearse
 from verigrad.verifiers.base import Attempt, Problem
+from verigrad.verifiers.verdict_cache import cacheable
 
 KINDS = [
     pytest.param("container", marks=pytest.mark.docker),
@@ -113,6 +114,16 @@ def test_the_last_reply_is_read(pool, said, want):
         pool.run(lambda box: verifier.judge(problem, [dataclasses.replace(attempt, sandbox=box)])[0].outcome)
         == want
     )
+
+
+def test_votes_are_counted_by_the_answer_where_one_is_asked_for(pool):
+    said = "<answer> 42 </answer>"
+    assert judge(pool, [{"answer": True}], said=said, answer="42").extracted == "42"
+    assert judge(pool, [{"file": "a", "exists": False}], said=said).extracted == ""
+
+
+def test_its_verdicts_are_never_taken_from_memory():
+    assert not cacheable(registry.load("agent_task"))
 
 
 def test_a_call_without_a_reply_states_nothing(pool):
