@@ -152,7 +152,9 @@ def bare() -> Iterator[Way]:
 
         def way() -> bytes:
             file.write_bytes(PROGRAM)
-            done = subprocess.run([python, "program.py"], cwd=folder, input=STDIN, capture_output=True, env={})
+            done = subprocess.run(
+                [python, "program.py"], cwd=folder, input=STDIN, capture_output=True, env={}
+            )
             file.unlink()
             return done.stdout
 

@@ -36,6 +36,8 @@ IN_THE_BOX = (
 )  # in the order of their imports
 GRACE_S = 10.0  # what the zygote may take beyond a command's own wall time
 CALM_S = 30.0  # what it may take for everything else
+MAX_EARLY = 1 << 18  # bytes of files that wait for the next request
+MAX_NAME = 100  # characters of the name of such a file
 MAX_HEAD = 1 << 20  # bytes of a reply's JSON object
 
 # Reads one length-prefixed JSON object from standard input, makes modules of it, and serves.
@@ -154,7 +156,10 @@ class ZygoteSandbox(Sandbox):
         self.backend = backend
         self._channel = channel
         self._inbox = bytearray()
-        self._owed = False  # the reply to a reset that was asked for early
+        self._resetting = False  # a reset was asked for, and its reply not yet waited for
+        self._early = bytearray()  # frames of files that go out with the next request
+        self._num_early = 0  # replies to those, not yet waited for
+        self._new = True  # nothing has happened here since the last reset but files at its top
         self._closed = False
         ends = time.monotonic() + start_s
         try:
@@ -192,7 +197,16 @@ class ZygoteSandbox(Sandbox):
 
     def write_file(self, path: str, data: bytes, *, executable: bool = False) -> None:
         """Put a file below HOME."""
-        self.call({"op": "write", "parts": below_home(path), "executable": executable}, data)
+        parts = below_home(path)
+        request = {"op": "write", "parts": parts, "executable": executable}
+        plain = len(parts) == 1 and path.isascii() and len(path) < MAX_NAME
+        if self._new and plain and len(self._early) + len(data) <= MAX_EARLY:
+            # Nothing can be in its way, so it can travel together with the command that needs it.
+            self.finish_reset()
+            self._early += _frame(request, data)
+            self._num_early += 1
+            return
+        self.call(request, data)
 
     def read_file(self, path: str, *, max_bytes: int = 1 << 20) -> bytes:
         """A regular file below HOME."""
@@ -212,15 +226,18 @@ class ZygoteSandbox(Sandbox):
 
     def begin_reset(self) -> None:
         """Ask for a reset, which goes on while we do something else."""
-        if not self._owed:
+        if not self._resetting:
             self.tell({"op": "reset"})
-            self._owed = True
+            self._resetting = True
 
     def finish_reset(self) -> None:
         """The reply to `begin_reset`."""
-        if self._owed:
-            self._owed = False
-            self._hear(ends=time.monotonic() + CALM_S, most=0)
+        if self._resetting:
+            ends = time.monotonic() + CALM_S
+            self._hear_early(ends)
+            self._resetting = False
+            self._hear(ends=ends, most=0)
+            self._new = True
 
     def reset(self) -> None:
         """Kill and wipe everything."""
@@ -242,16 +259,28 @@ class ZygoteSandbox(Sandbox):
         self.finish_reset()
         ends = time.monotonic() + within_s
         self.tell(request, blob, ends=ends)
+        self._hear_early(ends)
         return self._hear(ends=ends, most=most)
 
     def tell(self, request: Mapping[str, Any], blob: bytes = b"", *, ends: float | None = None) -> None:
         """Send a request whose reply is not waited for."""
         if self._closed:
             raise SandboxLost("this sandbox was closed")
-        head = json.dumps(request).encode()
-        frame = FRAME.pack(len(head), len(blob)) + head + blob
+        frames = bytes(self._early) + _frame(request, blob)
+        self._early.clear()
+        self._new = False
         with self._losing():
-            self._channel.send(frame, ends=time.monotonic() + CALM_S if ends is None else ends)
+            self._channel.send(frames, ends=time.monotonic() + CALM_S if ends is None else ends)
+
+    def _hear_early(self, ends: float) -> None:
+        """The replies to files that travelled with the last request: no program can have spoilt them."""
+        while self._num_early:
+            self._num_early -= 1
+            try:
+                self._hear(ends=ends, most=0)
+            except (ProgramFault, ValueError) as error:
+                self.close()
+                raise SandboxLost(f"a file could not be put into a new sandbox: {error}") from error
 
     def _hear(self, *, ends: float, most: int) -> tuple[dict[str, Any], bytes]:
         with self._losing():
@@ -340,6 +369,11 @@ class _Losing:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None:
             self.box.close()
+
+
+def _frame(request: Mapping[str, Any], blob: bytes) -> bytes:
+    head = json.dumps(request).encode()
+    return FRAME.pack(len(head), len(blob)) + head + blob
 
 
 def _result(reply: Mapping[str, Any], blob: bytes) -> ExecResult:

@@ -384,3 +384,28 @@ def test_a_zygote_that_talks_nonsense_is_lost_and_never_a_result(answer):
         box.exec(["true"])
     if answer != READY:
         assert channel.closed
+
+
+def test_a_file_that_waits_for_its_command_can_be_read_and_replaced(box):
+    box.write_file("a.txt", b"one")
+    box.write_file("a.txt", b"two")
+    assert box.read_file("a.txt") == b"two"
+    box.reset()
+    box.write_file("a.txt", b"lost")
+    box.reset()
+    with pytest.raises(ProgramFault):
+        box.read_file("a.txt")
+
+
+def test_a_name_that_the_file_system_refuses_is_told_at_once(box):
+    with pytest.raises(ProgramFault, match="too long"):
+        box.write_file("x" * 300, b"")
+
+
+def test_a_first_file_that_cannot_be_put_there_is_the_sandboxs_fault():
+    channel = FakeChannel(READY, b"\0\0\0\x0e\0\0\0\0" + b'{"fault": "x"}')
+    box = ZygoteSandbox("fake", channel, boot_order("verigrad.sandboxes.zygote_walls:PlainWall", {}))
+    box.write_file("a", b"")
+    with pytest.raises(SandboxLost, match="new sandbox"):
+        box.exec(["true"])
+    assert channel.closed
