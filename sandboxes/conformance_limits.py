@@ -180,15 +180,19 @@ def memory_of_files(bench: Bench) -> None:
     most = 4 * max(bench.option("disk_mb", DISK_MB), bench.option("memory_mb", MEMORY_MB))
     source = f"""
 import os
-held = 0
+held, made = 0, []
 for folder in (".", "/tmp", "/var/tmp", "/dev/shm", "/run", "/dev/mqueue"):
     try:
         for number in range({most} // 8):
-            file = os.open(f"{{folder}}/f{{number}}", os.O_CREAT | os.O_WRONLY)
+            path = f"{{folder}}/f{{number}}"
+            file = os.open(path, os.O_CREAT | os.O_WRONLY)
+            made.append(path)
             held += os.write(file, b"x" * (8 << 20)) >> 20
             os.close(file)
     except OSError:
         pass
+for path in made:
+    os.unlink(path)
 print("held", held, flush=True)
 """
     held = held_mb(bench.run(source, limits=Limits(wall_s=60)))

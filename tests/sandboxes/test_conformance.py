@@ -191,3 +191,8 @@ def test_a_check_that_is_not_known_is_named():
 def test_a_sandbox_that_does_not_come_up_is_no_broken_promise():
     with pytest.raises(SandboxUnavailable):
         conformance.run(SandboxSpec("local_process"), only=["exit_codes"])
+
+
+def test_the_page_names_every_promise():
+    page = (Path(__file__).parents[2] / "docs" / "sandboxes.md").read_text()
+    assert [name for name in PROMISES if f"`{name}`" not in page] == []
