@@ -102,9 +102,7 @@ def _recipe(folder: Path, args: argparse.Namespace) -> Config:
     """The run's own recipe, with what the words replace; verdicts are never taken from memory."""
     record = folder / "config.toml"
     if not record.is_file():
-        raise ConfigError(
-            f"{folder} is no run folder (it has no config.toml); name one, such as runs/quickstart"
-        )
+        raise ConfigError(f"{folder} is no run folder (it has no config.toml); name one, such as runs/NAME")
     words = [f"run.folder={json.dumps(str(folder))}", "verifier.cache=false"]
     if args.num_workers is not None:
         words.append(f"verifier.num_workers={args.num_workers}")

@@ -263,7 +263,7 @@ class VerifierConfig(Section):
 
 
 class SandboxConfig(Section):
-    """sandboxes/registry.py and sandboxes/pool.py; see docs/sandboxes.md."""
+    """engine/sandboxing.py, sandboxes/registry.py and sandboxes/pool.py; see docs/sandboxes.md."""
 
     backend: str = "auto"
     """container, bubblewrap, local_process, a registered name or `path/to/file.py:name`; auto takes the
