@@ -55,7 +55,10 @@ DAPO = [
 LADDER = ["policy.options={num_steps = 3, batch_size = 4}", "data.num_eval=6"]
 AGENT = ["data.num_eval=4", "sandbox.backend=local_process", "sandbox.trusted=true"]  # on any machine
 OVERRIDES = {
-    "agent_quickstart": [*AGENT, "policy.options={num_steps = 3, batch_size = 4}", "rollout.max_tokens=24"],
+    "agent_quickstart": [
+        *AGENT, "policy.options={num_steps = 3, batch_size = 4}", "rollout.max_tokens=24",
+        "dynamic_sampling.oversample=3.0",
+    ],
     "agent_chores": [
         *AGENT, 'data.options={num_problems = 48, topics = ["find"]}', "agent.explain=false",
         f"policy.model={model_folder()}", "rollout.max_prompt_tokens=480", "agent.max_turn_tokens=6",
