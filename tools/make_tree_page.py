@@ -10,7 +10,7 @@ ROOMS = {
     "engine": "the loop, and everything that holds tensors",
     "verifiers": "is this attempt right? Never imports torch",
     "kernels": "tensors in, tensors out",
-    "sandboxes": "places to run code nobody trusts (none yet)",
+    "sandboxes": "places to run code nobody trusts; imports nothing of ours",
     "benchmarks": "the same work side by side, as ratios",
     "tools": "what `make` runs",
 }
