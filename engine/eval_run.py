@@ -154,6 +154,7 @@ def results_of(one: Prepared, seed: int | None, folder: "Folder | None", screen:
                 folder.write_rollouts(one.subject, name, groups)
             require_decided(name, groups, judge)
             row = summarise(name, groups, step=one.subject.step, ks=cfg.eval.pass_k, by=cfg.eval.by)
+            row |= judge.take_health()
             policy = judge.pool.verifier.policy
             used = used_by(one, cfg, name, f"{judge.name} {policy.version}")
             result = Result(one.subject.label, one.subject.model, row, used, scores(groups, cfg.eval.pass_k))
