@@ -22,10 +22,10 @@ from verigrad.verifiers.audit_gold import (
     RENDERINGS,
     answer_text,
     asks_answer,
+    asks_programs,
     family_of,
     fenced,
     has_own_gold,
-    is_code,
     is_control,
     judging_parts,
     language_of,
@@ -124,7 +124,7 @@ def audit(
             probes = stack.enter_context(Rehearsals(pool.sandbox)).probes()
         results, judged = [], []
         for probe in probes:
-            if (quick and not probe.quick) or (only and probe.name not in only):
+            if (quick and not probe.is_quick(kind)) or (only and probe.name not in only):
                 continue
             result, some = run_probe(probe, bench, rows, limits)
             results.append(result)
@@ -200,7 +200,7 @@ def rows_of(
     """The problems as probes see them, how answers are written for this verifier, and their family."""
     loaded = bench.loaded
     blank = [Row(p, asked(p.prompt), None, (), "text", renderer("plain"), loaded.options) for p in problems]
-    code = is_code(loaded) if family is None else family == "code"
+    code = asks_programs(loaded, problems) if family is None else family == "code"
     rendering = "programs" if code else "the verifier says" if loaded.policy.gold else "plain"
     golds = [whole_gold(problem, loaded, code=code) for problem in problems]
     whole = code or has_own_gold(loaded) or is_agent(loaded) or pays_for_form(loaded)
@@ -210,7 +210,7 @@ def rows_of(
         write = renderer(rendering)
         golds = [None if answer is None else Gold(write(answer), answer) for answer in answers]
     known = [gold.answer for gold in golds if gold is not None and gold.answer]
-    kind = family or family_of(loaded, known, rendering)
+    kind = family or ("code" if code else family_of(loaded, known, rendering))
     rows = []
     for at, (row, gold) in enumerate(zip(blank, golds, strict=True)):
         later = [other for other in [*golds[at + 1 :], *golds[:at]] if other is not None]

@@ -67,6 +67,10 @@ class Probe:
     undecided_is_fine: bool = False  # the row itself is broken
     only_warns: bool = False
 
+    def is_quick(self, family: Family) -> bool:
+        """Whether it is part of the audit before training; programs are where exploits were found by RL."""
+        return self.quick or (self.name == "exploits" and family == "code")
+
     def cases(self, row: Row) -> list[Case]:
         """Its cases on this row; a bare text is a case of no special kind."""
         made = self.make(row)

@@ -26,6 +26,7 @@ RENDERINGS: Mapping[str, str] = {
 """Ways of writing an answer down, tried in this order."""
 
 CODE = ("program_output", "unit_tests")
+TESTS = {"cases", "tests", "test_code"}  # columns of a row that is judged by running a program
 SEES_ROW = {"answer", "answers", "problem", "problems", "meta", "metas", "prompt", "prompts"}
 ASKS_ANSWER = {"answer", "answers", "problem", "problems"}
 
@@ -72,6 +73,15 @@ def has_own_gold(loaded: LoadedVerifier) -> bool:
 def is_code(loaded: LoadedVerifier) -> bool:
     """Whether responses are programs."""
     return any(part.policy.name in CODE or part.name in CODE for part in parts_of(loaded))
+
+
+def asks_programs(loaded: LoadedVerifier, problems: Sequence[Problem]) -> bool:
+    """Whether responses are programs: the verifier is known for it, or asks for a row's tests."""
+    if is_code(loaded):
+        return True
+    wanted = {one.name for part in parts_of(loaded) for one in part.wanted}
+    asked = TESTS if wanted & {"meta", "problem"} else TESTS & wanted
+    return bool(problems) and all(asked & set(problem.meta) for problem in problems)
 
 
 def solution_of(problem: Problem) -> str | None:
