@@ -2,6 +2,9 @@
 
     prompt -> turn -> calls? -> tools, in the episode's sandbox -> results -> turn -> ... -> final state
 
+An episode takes a sandbox at its first call, first come first served, and keeps it to its end; the turns of
+others are decoded meanwhile. One without a call leaves what its row set up, made once for its whole group.
+
 Tokens in, tokens out: a turn is sampled from exactly the ids that came before, the prompt's, those that were
 sampled and those that results were encoded to, and nothing is ever encoded twice. While one episode's tools
 run in a thread, the engine decodes others.
@@ -20,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from verigrad.engine.episode_box import EpisodeBox, SetupFailed, TooLarge
+from verigrad.engine.episode_box import EpisodeBox, SetupFailed, TooLarge, untouched
 from verigrad.engine.rollout import (
     Engine,
     Sampler,
@@ -55,6 +58,7 @@ class _Running:
     """One episode on its way."""
 
     number: int  # position * group_size + index
+    position: int  # of its problem
     problem: Problem
     seed: tuple[object, ...]
     box: EpisodeBox
@@ -67,7 +71,9 @@ class _Running:
     transcript: list[Message] = field(default_factory=list)
     opening: str = ""  # what the next turn begins with, besides what is sampled
     text: str = ""  # of the last turn
-    started: float = 0.0  # by the clock, once its sandbox is there
+    started: float = 0.0  # by the clock, moved on by what it waited for its sandbox
+    asked: float = 0.0  # by the clock, for its sandbox
+    has_place: bool = False  # among those that may have a sandbox
     num_turns: int = 0
     num_calls: int = 0
     num_errors: int = 0
@@ -79,6 +85,11 @@ class _Running:
         """It is over."""
         self.stop_reason, self.detail = reason, detail
 
+    @property
+    def seconds(self) -> float:
+        """How long it has taken, the wait for its sandbox aside."""
+        return time.monotonic() - self.started
+
     def append(self, ids: Sequence[int], logprobs: Sequence[float] | None) -> None:
         """More tokens: sampled ones with their log-probabilities, or a tool's without."""
         self.token_ids += ids
@@ -89,9 +100,18 @@ class _Running:
 class EpisodeSampler(Sampler):
     """Groups of episodes instead of single completions; otherwise a Sampler."""
 
-    def __init__(self, engine: Engine, prompter: ToolPrompter, cfg: AgentConfig, pool: SandboxPool) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        prompter: ToolPrompter,
+        cfg: AgentConfig,
+        pool: SandboxPool,
+        *,
+        max_seqs: int = 256,
+    ) -> None:
+        """`max_seqs` is how many turns the engine decodes at once; none waits in the engine's own queue."""
         super().__init__(engine, prompter)
-        self.prompter, self.cfg, self.pool = prompter, cfg, pool
+        self.prompter, self.cfg, self.pool, self.max_seqs = prompter, cfg, pool, max_seqs
 
     def sample(
         self,
@@ -105,7 +125,7 @@ class EpisodeSampler(Sampler):
         """See Sampler.sample. The seed of a turn is a hash of the episode's and the turn's number."""
         keys: Sequence[object] = range(len(problems)) if names is None else names
         episodes = [
-            self._episode(position * group_size + index, problem, (*seed, key, index))
+            self._episode(position, index, group_size, problem, (*seed, key, index))
             for position, (key, problem) in enumerate(zip(keys, problems, strict=True))
             for index in range(group_size)
         ]
@@ -118,10 +138,13 @@ class EpisodeSampler(Sampler):
                 done = waiting.pop(position)
                 yield position, RolloutGroup(problems[position], [done[i] for i in range(group_size)])
 
-    def _episode(self, number: int, problem: Problem, seed: tuple[object, ...]) -> _Running:
+    def _episode(
+        self, position: int, index: int, group_size: int, problem: Problem, seed: tuple[object, ...]
+    ) -> _Running:
         prompt, setup = self.prompter.token_ids(problem), self.prompter.setup_of(problem)
         return _Running(
-            number=number,
+            number=position * group_size + index,
+            position=position,
             problem=problem,
             seed=seed,
             box=EpisodeBox(self.pool, self.cfg),
@@ -162,24 +185,31 @@ Then = Callable[[_Running, Any], None]
 
 
 class _Interleaved:
-    """Episodes run to their end, as many at once as the pool has sandboxes: none waits for another."""
+    """Episodes run to their end, each as far as it gets without waiting for another.
+
+    At any time an episode is decoded, or has a job in a thread, or waits for a sandbox. Those with a sandbox
+    wait for nothing that others hold, so every wait ends.
+    """
 
     def __init__(self, sampler: EpisodeSampler, params: SamplingParams) -> None:
         self.sampler, self.prompter, self.cfg, self.params = sampler, sampler.prompter, sampler.cfg, params
         self.done: queue.SimpleQueue[tuple[_Running, Then, Any]] = queue.SimpleQueue()
-        self.room = sampler.pool.size
         self.num_jobs = 0  # in threads, or done and not looked at
+        self.num_decoding = 0
+        self.num_places = sampler.pool.size  # that are free
+        self.for_a_place: deque[tuple[_Running, Job, Then]] = deque()
+        self.untouched: dict[int, list[_Running] | Any] = {}  # by position: who waits for it, or the result
         self.finished: list[_Running] = []
         self.running: dict[int, _Running] = {}
 
     def run(self, episodes: Sequence[_Running]) -> Iterator[_Running]:
         """The episodes as they end."""
         waiting = deque(episodes)
-        with ThreadPoolExecutor(self.room, "verigrad-tool") as self.threads:
+        with ThreadPoolExecutor(self.num_places, "verigrad-tool") as self.threads:
             try:
                 with self.sampler.engine.stream() as self.stream:
                     while waiting or self.running:
-                        while waiting and len(self.running) < self.room:
+                        while waiting and self.num_decoding < self.sampler.max_seqs:
                             self._admit(waiting.popleft())
                         self._advance(self.stream)
                         ended, self.finished = self.finished, []
@@ -191,6 +221,7 @@ class _Interleaved:
 
     def _advance(self, stream: Stream) -> None:
         """Take up what threads have done, decode for a while; wait only when there is nothing else to do."""
+        assert stream.busy or self.num_jobs, "episodes wait for each other"
         must_wait = not stream.busy or stream.in_batches
         ready = []
         while self.num_jobs and (must_wait or not self.done.empty()):
@@ -202,6 +233,7 @@ class _Interleaved:
             then(episode, result)
         if stream.busy:
             for output in stream.step():
+                self.num_decoding -= 1
                 self._after_turn(self.running[output.index], output)
 
     def _start(self, episode: _Running, job: Job, then: Then) -> None:
@@ -217,17 +249,22 @@ class _Interleaved:
         self.num_jobs += 1
         self.threads.submit(work)
 
+    def _start_with_place(self, episode: _Running, job: Job, then: Then) -> None:
+        """As `_start`, once fewer episodes than there are sandboxes have one; the first come first."""
+        self.for_a_place.append((episode, job, then))
+        self._give_places()
+
+    def _give_places(self) -> None:
+        while self.num_places and self.for_a_place:
+            episode, job, then = self.for_a_place.popleft()
+            self.num_places -= 1
+            episode.has_place = True
+            self._start(episode, job, then)
+
     def _admit(self, episode: _Running) -> None:
         self.running[episode.number] = episode
-        setup = self.prompter.setup_of(episode.problem)
-        self._start(episode, lambda: episode.box.open(setup), self._after_setup)
-
-    def _after_setup(self, episode: _Running, result: Any) -> None:
-        if isinstance(result, SetupFailed):
-            self._end(episode, "setup_failed", str(result))
-        elif self._alive(episode, result):
-            episode.started = time.monotonic()
-            self._next_turn(episode)
+        episode.started = time.monotonic()
+        self._next_turn(episode)
 
     def _next_turn(self, episode: _Running) -> None:
         room = self.params.max_tokens - (len(episode.token_ids) - episode.num_prompt)
@@ -237,6 +274,7 @@ class _Interleaved:
         max_tokens = min(room, self.cfg.max_turn_tokens or room)
         request = TokenRequest(tuple(episode.token_ids), derive_seed(*episode.seed, episode.num_turns))
         self.stream.add(episode.number, request, dataclasses.replace(self.params, max_tokens=max_tokens))
+        self.num_decoding += 1
 
     def _after_turn(self, episode: _Running, output: TokenOutput) -> None:
         episode.append(output.token_ids, output.logprobs)
@@ -246,7 +284,7 @@ class _Interleaved:
         if output.finish_reason == "stop":
             calls = self.prompter.protocol.calls(episode.text, episode.tools)
         episode.transcript.append(_said(episode.text, calls))
-        left = self.cfg.max_seconds - (time.monotonic() - episode.started)
+        left = self.cfg.max_seconds - episode.seconds
         if output.finish_reason != "stop":
             self._finish(episode, "max_tokens")
         elif not calls:
@@ -254,9 +292,26 @@ class _Interleaved:
         elif left <= 0:
             self._finish(episode, "max_seconds")
         else:
-            episode.num_calls += len(calls)
-            act = lambda: episode.box.act(calls, episode.tools, seconds_left=left)  # noqa: E731
-            self._start(episode, act, lambda one, result: self._after_calls(one, calls, result))
+            self._call(episode, calls, seconds_left=left)
+
+    def _call(self, episode: _Running, calls: Sequence[Call], *, seconds_left: float) -> None:
+        episode.num_calls += len(calls)
+        setup = self.prompter.setup_of(episode.problem)
+
+        def act() -> list[Observation]:
+            if not episode.box.is_open:
+                episode.box.open(setup)
+                episode.started += time.monotonic() - episode.asked
+            return episode.box.act(calls, episode.tools, seconds_left=seconds_left)
+
+        def then(one: _Running, result: Any) -> None:
+            self._after_calls(one, calls, result)
+
+        if episode.has_place:
+            self._start(episode, act, then)
+        else:
+            episode.asked = time.monotonic()
+            self._start_with_place(episode, act, then)
 
     def _after_calls(self, episode: _Running, calls: Sequence[Call], result: Any) -> None:
         if not self._alive(episode, result):
@@ -267,7 +322,7 @@ class _Interleaved:
             episode.transcript.append({"role": "tool", "name": call.name, "content": one.text})
         if episode.num_turns >= episode.max_turns:
             self._finish(episode, "max_turns")
-        elif time.monotonic() - episode.started >= self.cfg.max_seconds:
+        elif episode.seconds >= self.cfg.max_seconds:
             self._finish(episode, "max_seconds")
         else:
             self._observe(episode, observations)
@@ -284,11 +339,29 @@ class _Interleaved:
         self._next_turn(episode)
 
     def _finish(self, episode: _Running, reason: StopReason) -> None:
-        """Take out the final state."""
+        """Take out the final state: its sandbox's, or what its row sets up where it never had one."""
         episode.stop(reason)
-        self._start(episode, episode.box.take, self._after_take)
+        if episode.box.is_open:
+            self._start(episode, episode.box.finish, self._after_finish)
+            return
+        state = self.untouched.get(episode.position)
+        if state is None:
+            self.untouched[episode.position] = [episode]
+            pool, setup = self.sampler.pool, self.prompter.setup_of(episode.problem)
+            self._start_with_place(episode, lambda: untouched(pool, self.cfg, setup), self._after_untouched)
+        elif isinstance(state, list):
+            state.append(episode)
+        else:
+            self._after_finish(episode, state)
 
-    def _after_take(self, episode: _Running, result: Any) -> None:
+    def _after_untouched(self, episode: _Running, result: Any) -> None:
+        waiting = self.untouched.pop(episode.position)
+        if not isinstance(result, SandboxError):  # a later one may have more luck
+            self.untouched[episode.position] = result
+        for one in waiting:
+            self._after_finish(one, result)
+
+    def _after_finish(self, episode: _Running, result: Any) -> None:
         if isinstance(result, TooLarge):
             self._end(episode, "too_large", str(result))
         elif self._alive(episode, result):
@@ -297,26 +370,25 @@ class _Interleaved:
             self._end(episode, episode.stop_reason)
 
     def _alive(self, episode: _Running, result: Any) -> bool:
-        """Whether the episode can go on after a job in its sandbox; raises what is no SandboxError."""
-        if isinstance(result, SandboxError):
-            self._end(episode, "sandbox_lost", str(result) or type(result).__name__, error=result)
-            return False
-        if isinstance(result, Exception):
+        """Whether a job went well; ends the episode if not, raises what is nobody's fault but ours."""
+        if isinstance(result, SetupFailed):
+            self._end(episode, "setup_failed", str(result))
+        elif isinstance(result, SandboxError):
+            self._end(episode, "sandbox_lost", str(result) or type(result).__name__)
+        elif isinstance(result, Exception):
             raise result
-        return True
+        else:
+            return True
+        return False
 
-    def _end(
-        self, episode: _Running, reason: StopReason, detail: str = "", *, error: SandboxError | None = None
-    ) -> None:
-        """Give the sandbox back, in a thread since it is wiped first; then the episode is done."""
+    def _end(self, episode: _Running, reason: StopReason, detail: str = "") -> None:
+        """It is done, and its sandbox is given back: the next one's turn."""
         episode.stop(reason, detail)
-        self._start(episode, lambda: episode.box.close(error), self._after_close)
-
-    def _after_close(self, episode: _Running, result: Any) -> None:
-        if isinstance(result, Exception) and not isinstance(result, SandboxError):
-            raise result
         del self.running[episode.number]
         self.finished.append(episode)
+        if episode.has_place:
+            self.num_places += 1
+            self._give_places()
 
 
 def _said(text: str, calls: Sequence[Call]) -> Message:

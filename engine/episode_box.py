@@ -1,4 +1,4 @@
-"""One episode's sandbox: set up before the model's first turn, tools run in it, its final state taken out.
+"""One episode's sandbox: set up at the first tool call, tools run in it, its final state taken out.
 
 All of it runs in threads, one call at a time for each episode, while the engine decodes other episodes.
 """
@@ -23,7 +23,7 @@ from verigrad.sandboxes.pool import SandboxPool
 
 
 class SetupFailed(Exception):
-    """What the row wants done before the first turn did not work; says what, and how it ended."""
+    """What the row wants done in a clean sandbox did not work; says what, and how it ended."""
 
 
 class TooLarge(Exception):
@@ -31,20 +31,28 @@ class TooLarge(Exception):
 
 
 class EpisodeBox:
-    """A leased sandbox and what may be done in it. Every method but `close` may raise SandboxError."""
+    """A leased sandbox and what may be done in it. What raises here has given the sandbox back."""
 
     def __init__(self, pool: SandboxPool, cfg: AgentConfig) -> None:
         self.pool, self.cfg = pool, cfg
         self._lease: AbstractContextManager[Sandbox] | None = None
         self._box: Sandbox | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has a sandbox."""
+        return self._box is not None
+
     def open(self, setup: EpisodeSetup) -> None:
-        """Lease a sandbox and set it up; in another one when it is lost meanwhile. Raises SetupFailed."""
+        """Lease a sandbox and set it up; in another one when it is lost meanwhile.
+
+        Raises SetupFailed, and SandboxError when none can be had.
+        """
         for left in reversed(range(self.pool.settings.retries + 1)):
             self._lease = self.pool.lease()
             try:
-                self._box = self._lease.__enter__()
-                self._set_up(self._box, setup)
+                box = self._lease.__enter__()
+                set_up(box, setup, self.cfg)
             except SandboxLost as error:
                 self.close(error)
                 if not left:
@@ -53,43 +61,39 @@ class EpisodeBox:
                 self.close(error)
                 raise
             else:
+                self._box = box
                 return
-
-    def _set_up(self, box: Sandbox, setup: EpisodeSetup) -> None:
-        for path, text in setup.files.items():
-            try:
-                box.write_file(path, text.encode())
-            except (ValueError, ProgramFault) as error:
-                raise SetupFailed(f"setup.files: {path!r}: {error}") from error
-        for command in setup.commands:
-            result = box.exec(["bash", "-c", command], limits=Limits(wall_s=self.cfg.max_seconds))
-            if not result.ok:
-                told = tool_table.clipped(tool_table.printed(result), 500)
-                raise SetupFailed(f"setup.commands: {command!r:.200} failed: {told}")
 
     def act(
         self, calls: Sequence[Call], tools: Mapping[str, Tool], *, seconds_left: float
     ) -> list[Observation]:
-        """Run the calls of one turn, one after the other."""
+        """Run the calls of one turn, one after the other. Raises SandboxError."""
         assert self._box is not None, "open() comes first"
         ends = time.monotonic() + seconds_left
         observations = []
-        for call in calls:
-            seconds = min(self.cfg.tool_seconds, max(ends - time.monotonic(), 0.01))
-            box = TimedSandbox(self._box, seconds)
-            observations.append(tool_table.run(call, tools, box, max_chars=self.cfg.observation_chars))
+        try:
+            for call in calls:
+                seconds = min(self.cfg.tool_seconds, max(ends - time.monotonic(), 0.01))
+                box = TimedSandbox(self._box, seconds)
+                observations.append(tool_table.run(call, tools, box, max_chars=self.cfg.observation_chars))
+        except BaseException as error:
+            self.close(error)
+            raise
         return observations
 
-    def take(self) -> bytes:
-        """The final state, see Sandbox.save; nothing of the model's runs any more. Raises TooLarge."""
+    def finish(self) -> bytes:
+        """The final state, see `saved`; then the sandbox is given back. Raises TooLarge and SandboxError."""
         assert self._box is not None, "open() comes first"
         try:
-            return self._box.save(self.cfg.artifacts, max_bytes=self.cfg.artifact_mb << 20)
-        except ProgramFault as error:
-            raise TooLarge(str(error)) from error
+            state = saved(self._box, self.cfg)
+        except BaseException as error:
+            self.close(error)
+            raise
+        self.close()
+        return state
 
     def close(self, error: BaseException | None = None) -> None:
-        """Give the sandbox back, to be wiped; with an error of its own it is thrown away instead."""
+        """Give the sandbox back, to be wiped; with a SandboxError it is thrown away instead."""
         lease, self._lease, self._box = self._lease, None, None
         if lease is not None:
             try:
@@ -97,6 +101,41 @@ class EpisodeBox:
             except BaseException as raised:
                 if raised is not error:
                     raise
+
+
+def untouched(pool: SandboxPool, cfg: AgentConfig, setup: EpisodeSetup) -> bytes:
+    """The final state of an episode without a call: what the row has set up, and nothing else.
+
+    Done again in another sandbox when one is lost. Raises SetupFailed, TooLarge and SandboxError.
+    """
+
+    def job(box: Sandbox) -> bytes:
+        set_up(box, setup, cfg)
+        return saved(box, cfg)
+
+    return pool.run(job)
+
+
+def set_up(box: Sandbox, setup: EpisodeSetup, cfg: AgentConfig) -> None:
+    """Do in a clean sandbox what the row wants done. Raises SetupFailed and SandboxError."""
+    for path, text in setup.files.items():
+        try:
+            box.write_file(path, text.encode())
+        except (ValueError, ProgramFault) as error:
+            raise SetupFailed(f"setup.files: {path!r}: {error}") from error
+    for command in setup.commands:
+        result = box.exec(["bash", "-c", command], limits=Limits(wall_s=cfg.max_seconds))
+        if not result.ok:
+            told = tool_table.clipped(tool_table.printed(result), 500)
+            raise SetupFailed(f"setup.commands: {command!r:.200} failed: {told}")
+
+
+def saved(box: Sandbox, cfg: AgentConfig) -> bytes:
+    """agent.artifacts, see Sandbox.save; nothing of the model's runs any more. Raises TooLarge."""
+    try:
+        return box.save(cfg.artifacts, max_bytes=cfg.artifact_mb << 20)
+    except ProgramFault as error:
+        raise TooLarge(str(error)) from error
 
 
 class TimedSandbox(Sandbox):

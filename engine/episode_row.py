@@ -12,7 +12,7 @@ SETUP = ("files", "commands")
 
 @dataclass(frozen=True, slots=True)
 class EpisodeSetup:
-    """What is done to a clean sandbox before the model's first turn, and what the model may do there."""
+    """What is done to a clean sandbox before an episode's first tool call, and what is allowed there."""
 
     files: Mapping[str, str]  # path -> text
     commands: Sequence[str]  # of the shell, in order, each of which must succeed

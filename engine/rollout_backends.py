@@ -60,7 +60,7 @@ def sampler_of(cfg: Config, engine: Engine, prompter: Prompter) -> Iterator[Samp
             pool.warm(1)
         except SandboxError as error:
             raise NoSandbox(f"agent.tools run in a sandbox, and none came up: {error}") from error
-        yield EpisodeSampler(engine, prompter, cfg.agent, pool)
+        yield EpisodeSampler(engine, prompter, cfg.agent, pool, max_seqs=cfg.rollout.max_seqs)
 
 
 def vllm_installed() -> bool:

@@ -314,8 +314,8 @@ class AgentConfig(Section):
     """Wall time of one tool call."""
     observation_chars: int = Field(default=2000, ge=1)
     """Most characters of a tool's output that the model is shown; the middle is left out."""
-    max_sandboxes: int = Field(default=8, ge=1)
-    """Sandboxes open at once; an episode waits for one."""
+    max_sandboxes: int = Field(default=16, ge=1)
+    """Sandboxes open at once; an episode takes one at its first tool call and keeps it to its end."""
     artifacts: list[str] = ["."]
     """Files and folders of the final state that are kept and judged."""
     artifact_mb: int = Field(default=4, ge=1)

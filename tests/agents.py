@@ -108,7 +108,7 @@ class Memory(Backend):
     name, promises = "memory", "nothing"
 
     def __init__(self):
-        self.num_open = self.num_resets = self.most_open = 0
+        self.num_open = self.num_resets = 0
         self.lock = threading.Lock()
 
     def unavailable(self, options):

@@ -1,5 +1,6 @@
 """Episodes: turns, tools, limits, masks and final states, with a scripted model and sandboxes in memory."""
 
+import random
 import time
 
 import pytest
@@ -10,13 +11,16 @@ from verigrad.engine.rollout import SamplingParams
 from verigrad.verifiers.base import Problem
 
 
-def run(model, *problems, chat=None, group_size=1, max_tokens=2000, pool=None, in_batches=False, **agent):
+def run(
+    model, *problems, chat=None, group_size=1, max_tokens=2000, pool=None, in_batches=False, max_seqs=256,
+    **agent,
+):  # fmt: skip
     """Groups of episodes by position, and the engine that was asked."""
     asks = prompter(chat=chat, **agent)
     eos = asks.tokenizer.convert_tokens_to_ids("<|im_end|>") if chat else EOS
     engine = Scripted(asks.tokenizer, model, in_batches=in_batches, eos=eos)
     with pool or memory_pool(size=asks.agent.max_sandboxes) as boxes:
-        sampler = EpisodeSampler(engine, asks, asks.agent, boxes)
+        sampler = EpisodeSampler(engine, asks, asks.agent, boxes, max_seqs=max_seqs)
         sampler.policy_version = 7
         params = SamplingParams(1.0, max_tokens)
         arrived = dict(sampler.sample(problems or [PROBLEM], params, group_size=group_size, seed=(0, 1)))
@@ -213,18 +217,21 @@ def test_a_lost_sandbox_decides_nothing():
         ({"files": {"/etc/passwd": "x"}}, "setup.files: '/etc/passwd': /etc/passwd is outside"),
     ],
 )
-def test_a_failing_setup_is_not_the_models_fault(setup, reason):
-    rollout, engine = one(lambda said: "fine", Problem("p", "go", meta={"setup": setup}))
-    assert rollout.episode.stop_reason == "setup_failed"
-    assert rollout.settled.reward is None
-    assert reason in rollout.settled.reason
-    assert engine.requests == []
+@pytest.mark.parametrize("said", ["fine", "<tool>shell echo 1</tool>"])
+def test_a_failing_setup_is_not_the_models_fault(setup, reason, said):
+    arrived, _ = run(lambda so_far: said, Problem("p", "go", meta={"setup": setup}), group_size=3)
+    for rollout in arrived[0].rollouts:
+        assert rollout.episode.stop_reason == "setup_failed"
+        assert rollout.settled.reward is None
+        assert reason in rollout.settled.reason
+        assert rollout.episode.num_turns == 1  # no result was shown, and nothing went on
 
 
-def test_setup_is_tried_again_in_another_sandbox_when_one_is_lost_under_it():
+@pytest.mark.parametrize("said", ["fine", "<tool>shell echo 1</tool>"])
+def test_setup_is_tried_again_in_another_sandbox_when_one_is_lost_under_it(said):
     pool = memory_pool(retries=2)
     rollout, _ = one(
-        lambda said: "fine", Problem("p", "go", meta={"setup": {"commands": ["lose"]}}), pool=pool
+        lambda so_far: said, Problem("p", "go", meta={"setup": {"commands": ["lose"]}}), pool=pool
     )
     assert rollout.episode.stop_reason == "sandbox_lost"
     assert pool.num_lost == 3
@@ -267,8 +274,94 @@ def test_others_are_decoded_while_one_episode_waits_for_its_tool():
         sampler = EpisodeSampler(Scripted(asks.tokenizer, model), asks, asks.agent, pool)
         for position, _ in sampler.sample(problems, SamplingParams(1.0, 500), group_size=1, seed=(0,)):
             order.append(position)
-    assert order[-1] == 0  # the slow one ends last, five others passed it through the two places left
+    assert order[-1] == 0  # the slow one ends last, five others passed it through the two sandboxes left
     assert sorted(order) == list(range(6))
+
+
+def test_all_are_decoded_up_to_their_first_call_while_one_has_the_only_sandbox():
+    def model(said):
+        return "done" if "<result>" in said else "<tool>shell sleep 0.2</tool>"
+
+    arrived, engine = run(model, Problem("p", "go"), group_size=5, max_sandboxes=1)
+    asked = [index for index, _, _ in engine.requests]
+    assert asked[:5] == [0, 1, 2, 3, 4]
+    assert asked[5:] == [0, 1, 2, 3, 4]  # the first to ask for a sandbox is the first to get it
+    assert all(rollout.episode.stop_reason == "answered" for rollout in arrived[0].rollouts)
+
+
+def test_a_sandbox_is_kept_from_the_first_call_to_the_end():
+    def model(said):
+        if said.count("<result>") == 2:
+            return "done"
+        return "<tool>shell cat f</tool>" if "<result>" in said else f"<tool>shell put f {said[0]}</tool>"
+
+    problems = [Problem(letter, letter) for letter in "abcdef"]
+    arrived, _ = run(model, *problems, max_sandboxes=2)
+    for position, letter in enumerate("abcdef"):
+        episode = arrived[position].rollouts[0].episode
+        assert episode.transcript[3]["content"] == letter
+        assert files_in(episode.snapshot) == {"f": letter.encode()}
+
+
+def test_episodes_without_a_call_leave_what_their_row_set_up_made_once_for_the_group():
+    pool = memory_pool(size=2)
+    others = Problem("q", "go", meta={"setup": {"files": {"a": "43"}, "commands": ["put b 1"]}})
+    arrived, _ = run(lambda said: "done", PROBLEM, others, group_size=6, pool=pool)
+    for rollout in arrived[0].rollouts:
+        assert files_in(rollout.episode.snapshot) == {"a": b"42"}
+    for rollout in arrived[1].rollouts:
+        assert files_in(rollout.episode.snapshot) == {"a": b"43", "b": b"1"}
+        assert rollout.episode.stop_reason == "answered"
+    assert pool.num_resets == 2
+
+
+def test_the_wait_for_a_sandbox_does_not_count():
+    def model(said):
+        return "done" if "<result>" in said else "<tool>shell sleep 0.3</tool>"
+
+    started = time.monotonic()
+    arrived, _ = run(model, Problem("p", "go"), group_size=4, max_sandboxes=1, max_seconds=0.9)
+    assert time.monotonic() - started > 1.2
+    assert [rollout.episode.stop_reason for rollout in arrived[0].rollouts] == ["answered"] * 4
+
+
+def test_a_lost_sandbox_makes_place_for_the_next_episode():
+    def model(said):
+        return "done" if "<result>" in said else f"<tool>shell {'lose' if 'x' in said else 'echo 1'}</tool>"
+
+    problems = [Problem(str(n), "x" if n % 2 else "o") for n in range(6)]
+    arrived, _ = run(model, *problems, max_sandboxes=1)
+    reasons = [arrived[n].rollouts[0].episode.stop_reason for n in range(6)]
+    assert reasons == ["answered", "sandbox_lost"] * 3
+    assert MEMORY.num_open == 0
+
+
+@pytest.mark.parametrize("in_batches", [False, True])
+def test_whatever_episodes_do_all_of_them_end(in_batches):
+    """Answers, calls, long calls, lost sandboxes, broken rows, cut turns, few places: no wait is for ever."""
+
+    def model(said):
+        draw = random.Random(said).random()
+        if draw < 0.3:
+            return "done"
+        if draw < 0.4:
+            return "and then..."
+        return f"<tool>shell {random.Random(draw).choice(CALLS)}</tool>"
+
+    calls = ["{}", '{"files": {"a": "1"}}', '{"commands": ["nonsense"]}', '{"commands": ["lose"]}']
+    problems = [Problem(str(n), f"go {n}", meta={"setup": calls[n % 4]}) for n in range(12)]
+    pool = memory_pool(size=2, retries=0)
+    arrived, engine = run(
+        model, *problems, group_size=4, pool=pool, in_batches=in_batches, max_seqs=5, max_turns=4
+    )
+    assert sorted(arrived) == list(range(12))
+    found = {rollout.episode.stop_reason for group in arrived.values() for rollout in group.rollouts}
+    assert found >= {"answered", "max_tokens", "sandbox_lost", "setup_failed"}
+    assert MEMORY.num_open == 0
+    assert 1 < engine.wide <= 7  # max_seqs, and the two that have a sandbox
+
+
+CALLS = ["echo 1", "sleep 0.01", "put f 1", "lose", "cat a"]
 
 
 def test_an_engine_that_decodes_in_batches_gets_many_at_once_in_the_same_order_each_time():
@@ -279,14 +372,15 @@ def test_an_engine_that_decodes_in_batches_gets_many_at_once_in_the_same_order_e
     orders = []
     for _ in range(2):
         _, engine = run(model, *problems, in_batches=True, max_sandboxes=4)
-        assert engine.wide == 4
+        assert engine.wide == 8
         orders.append([(index, request.seed) for index, request, _ in engine.requests])
     assert orders[0] == orders[1]
 
 
-def test_giving_up_half_way_leaves_no_sandbox_behind():
+@pytest.mark.parametrize("size", [1, 4])
+def test_giving_up_half_way_leaves_no_sandbox_behind(size):
     asks = prompter()
-    with memory_pool() as pool:
+    with memory_pool(size=size) as pool:
         sampler = EpisodeSampler(Scripted(asks.tokenizer, reads_then_answers), asks, asks.agent, pool)
         stream = sampler.sample([PROBLEM] * 8, SamplingParams(1.0, 500), group_size=1, seed=(0,))
         next(stream)
