@@ -6,7 +6,10 @@ import subprocess
 import pytest
 
 from verigrad.engine.machine import prepare_process
+from verigrad.sandboxes import registry
+from verigrad.sandboxes.base import SandboxSpec, SandboxUnavailable
 from verigrad.sandboxes.bubblewrap import Bubblewrap
+from verigrad.sandboxes.images import build
 
 prepare_process()
 
@@ -22,6 +25,11 @@ def has_docker():
 
 def pytest_collection_modifyitems(items):
     """Without vLLM, Docker or bubblewrap their tests skip; in CI (VERIGRAD_REQUIRE_ALL=1) they fail."""
+    if (
+        any(item.get_closest_marker(name) for item in items for name in ("docker", "sandbox"))
+        and has_docker()
+    ):
+        build.build()  # a minute or two the first time; without it every test of a container would fail
     if REQUIRE_ALL:
         return
     missing = {}
@@ -31,6 +39,11 @@ def pytest_collection_modifyitems(items):
         missing["docker"] = "no Docker engine answers"
     if any(item.get_closest_marker("bubblewrap") for item in items) and (why := Bubblewrap().unavailable({})):
         missing["bubblewrap"] = why
+    if any(item.get_closest_marker("sandbox") for item in items):
+        try:
+            registry.choose(SandboxSpec(registry.AUTO))
+        except SandboxUnavailable as error:
+            missing["sandbox"] = str(error)
     for item in items:
         for name, reason in missing.items():
             if item.get_closest_marker(name):

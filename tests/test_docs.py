@@ -18,6 +18,9 @@ README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MAX_NOT_RUN = 3
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+IN_A_SANDBOX = re.compile(
+    r"sandbox|unit_tests|program_output|agent_task|quickstart_code|environment:|exit_status"
+)
 NOT_RUN = re.compile(r"<!--\s*not run:(.*?)-->\s*\Z", re.DOTALL)
 
 
@@ -54,7 +57,14 @@ def run_block(language, code, line, folder):
     )
 
 
-@pytest.mark.parametrize("path", [p for p in DOCUMENTS if any(blocks(p))], ids=name_of)
+def page(path):
+    """A page's blocks as a test; one that runs programs needs somewhere to run them."""
+    code = "\n".join(code for *_, code, why_not in blocks(path) if why_not is None)
+    marks = [pytest.mark.sandbox] if IN_A_SANDBOX.search(code) else []
+    return pytest.param(path, marks=marks, id=name_of(path))
+
+
+@pytest.mark.parametrize("path", [page(path) for path in DOCUMENTS if any(blocks(path))])
 def test_every_block_runs(path, tmp_path):
     for line, language, code, why_not in blocks(path):
         if why_not is not None:

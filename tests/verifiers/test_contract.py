@@ -71,7 +71,13 @@ NASTY = [
 ]
 
 
-@pytest.fixture(scope="module", params=NAMES)
+def named(name):
+    """A name as a parameter; a verifier that runs programs needs somewhere to run them."""
+    runs = registry.load(name, OPTIONS.get(name)).policy.runs
+    return pytest.param(name, marks=[pytest.mark.sandbox] if runs == "sandbox" else [])
+
+
+@pytest.fixture(scope="module", params=[named(name) for name in NAMES])
 def pool(request):
     with VerifierPool(request.param, options=OPTIONS.get(request.param), num_workers=1, seed=7) as pool:
         yield pool
