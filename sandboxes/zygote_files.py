@@ -10,13 +10,14 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # a FIFO must not block
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_DEPTH = 64  # folders inside folders that `save` goes into
 MAX_ENTRIES = 20_000  # files and folders that `save` takes
+MAX_STEPS = 200_000  # folders that it opens to get to them, those above each among them
 
 Owner = tuple[int, int] | None  # user and group of what is made; None: whoever makes it
 
@@ -27,7 +28,13 @@ class Fault(Exception):
 
 def write(home: str, parts: Sequence[str], data: bytes, *, mode: int, owner: Owner) -> None:
     """Put a file there, making folders; whatever had its name is replaced, unless it is a folder."""
-    with folder(home, parts[:-1], make=True, owner=owner) as place, told(parts):
+    with folder(home, parts[:-1], make=True, owner=owner) as place:
+        write_in(place, parts, data, mode=mode, owner=owner)
+
+
+def write_in(place: int, parts: Sequence[str], data: bytes, *, mode: int, owner: Owner) -> None:
+    """As `write`, into a folder that is open."""
+    with told(parts):
         with suppress(FileNotFoundError):
             os.unlink(parts[-1], dir_fd=place)
         file = os.open(parts[-1], CREATE, 0o600, dir_fd=place)
@@ -44,7 +51,13 @@ def write(home: str, parts: Sequence[str], data: bytes, *, mode: int, owner: Own
 
 def read(home: str, parts: Sequence[str], *, max_bytes: int) -> bytes:
     """A regular file's content. Raises Fault for anything else."""
-    with folder(home, parts[:-1]) as place, told(parts):
+    with folder(home, parts[:-1]) as place:
+        return read_in(place, parts, max_bytes=max_bytes)
+
+
+def read_in(place: int, parts: Sequence[str], *, max_bytes: int) -> bytes:
+    """As `read`, from a folder that is open."""
+    with told(parts):
         file = os.open(parts[-1], READ, dir_fd=place)
         try:
             return content(file, parts, max_bytes)
@@ -69,7 +82,7 @@ def save(home: str, roots: Sequence[Sequence[str]], *, max_bytes: int) -> bytes:
     """Regular files and folders as a tar archive, in order of name; what is not there is left out."""
     archive = io.BytesIO()
     size = 0
-    with tarfile.open(fileobj=archive, mode="w", format=tarfile.GNU_FORMAT) as tar:
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.GNU_FORMAT) as tar, Folders(home) as folders:
         for parts, is_folder, executable in sorted(set(entries(home, roots))):
             info = tarfile.TarInfo("/".join(parts))
             info.mode = 0o700 if is_folder or executable else 0o600
@@ -78,7 +91,7 @@ def save(home: str, roots: Sequence[Sequence[str]], *, max_bytes: int) -> bytes:
                 tar.addfile(info)
                 continue
             try:
-                data = read(home, parts, max_bytes=max_bytes - size)
+                data = read_in(folders.at(parts[:-1]), parts, max_bytes=max_bytes - size)
             except Fault as fault:
                 raise Fault(f"{fault}, with what was packed before it") from fault
             size += len(data)
@@ -89,48 +102,90 @@ def save(home: str, roots: Sequence[Sequence[str]], *, max_bytes: int) -> bytes:
 
 def entries(home: str, roots: Sequence[Sequence[str]]) -> Iterator[tuple[tuple[str, ...], bool, bool]]:
     """Each file and folder below the roots: its parts, whether it is a folder, whether it may be executed."""
-    waiting = [tuple(root) for root in roots]
-    seen = 0
-    while waiting:
-        parts = waiting.pop()
-        if len(parts) > MAX_DEPTH:
-            raise Fault(f"folders more than {MAX_DEPTH} deep")
+    waiting: list[tuple[str, ...]] = []
+    seen = steps = 0
+    for root in map(tuple, roots):
         try:
-            mode = status_of(home, parts).st_mode if parts else stat.S_IFDIR
+            mode = status_of(home, root).st_mode if root else stat.S_IFDIR
         except Fault:
             continue  # not there, or reached through a link
         seen += 1
-        if seen > MAX_ENTRIES:
-            raise Fault(f"more than {MAX_ENTRIES} files and folders")
         if stat.S_ISDIR(mode):
-            if parts:
-                yield parts, True, True
-            with folder(home, parts) as place:
-                waiting += [(*parts, name) for name in os.listdir(place)]
+            if root:
+                yield root, True, True
+            waiting.append(root)
         elif stat.S_ISREG(mode):
-            yield parts, False, bool(mode & 0o100)
+            yield root, False, bool(mode & 0o100)
+    while waiting:
+        above = waiting.pop()
+        if len(above) >= MAX_DEPTH:
+            raise Fault(f"folders more than {MAX_DEPTH} deep")
+        steps += len(above)
+        if steps > MAX_STEPS:
+            raise Fault("too many folders, too deep inside each other")
+        with folder(home, above) as place:
+            for name in os.listdir(place):
+                parts = (*above, name)
+                with told(parts):
+                    mode = os.stat(name, dir_fd=place, follow_symlinks=False).st_mode
+                seen += 1
+                if seen > MAX_ENTRIES:
+                    raise Fault(f"more than {MAX_ENTRIES} files and folders")
+                if stat.S_ISDIR(mode):
+                    yield parts, True, True
+                    waiting.append(parts)
+                elif stat.S_ISREG(mode):
+                    yield parts, False, bool(mode & 0o100)
 
 
 def load(home: str, archive: bytes, *, owner: Owner) -> None:
     """Unpack what `save` made. ValueError when it is not such an archive."""
     try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
+        with (
+            tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar,
+            Folders(home, make=True, owner=owner) as folders,
+        ):
             for info in tar:
-                parts = [part for part in info.name.split("/") if part != "."]
+                parts = tuple(part for part in info.name.split("/") if part != ".")
                 if not parts or ".." in parts or "" in parts:
                     raise ValueError(f"the archive holds {info.name!r}, which is not below HOME")
                 if info.isdir():
-                    with folder(home, parts, make=True, owner=owner):
-                        pass
+                    folders.at(parts)
                 elif info.isreg():
                     file = tar.extractfile(info)
                     assert file is not None
                     mode = 0o700 if info.mode & 0o100 else 0o600
-                    write(home, parts, file.read(), mode=mode, owner=owner)
+                    write_in(folders.at(parts[:-1]), parts, file.read(), mode=mode, owner=owner)
                 else:
                     raise ValueError(f"the archive holds {info.name!r}, neither file nor folder")
     except tarfile.TarError as error:
         raise ValueError(f"not an archive that save made: {error}") from error
+
+
+class Folders:
+    """Folders below HOME, each kept open until another one is asked for: thousands of files that lie deep
+    must not cost the opening of every folder above each of them."""
+
+    def __init__(self, home: str, *, make: bool = False, owner: Owner = None) -> None:
+        self.home, self.make, self.owner = home, make, owner
+        self.open = ExitStack()
+        self.parts: tuple[str, ...] | None = None
+        self.place = -1
+
+    def at(self, parts: tuple[str, ...]) -> int:
+        """That folder, open until the next one is."""
+        if parts != self.parts:
+            self.open.close()
+            self.parts = None
+            self.place = self.open.enter_context(folder(self.home, parts, make=self.make, owner=self.owner))
+            self.parts = parts
+        return self.place
+
+    def __enter__(self) -> "Folders":
+        return self
+
+    def __exit__(self, *rest: object) -> None:
+        self.open.close()
 
 
 def status_of(home: str, parts: Sequence[str]) -> os.stat_result:

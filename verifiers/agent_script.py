@@ -10,6 +10,7 @@ import json
 import secrets
 import tarfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from verigrad.sandboxes.base import ExecResult, Limits, Process, ProgramFault, Sandbox, SandboxLost
@@ -132,10 +133,10 @@ class _Talk:
         box = self._clean_other()
         try:
             for path, text in asked["files"].items():
-                box.write_file(path, text.encode())
+                box.write_file(path, _encoded(text))
         except ProgramFault as fault:
             return {"failed": f"a file the check needs cannot be put there: {fault}"}
-        found = box.exec(asked["run"], stdin=asked["stdin"].encode(), limits=RUN_LIMITS)
+        found = box.exec(asked["run"], stdin=_encoded(asked["stdin"]), limits=RUN_LIMITS)
         return _plain(found)
 
     def _clean_other(self) -> Sandbox:
@@ -148,6 +149,11 @@ class _Talk:
         if self.snapshot is not None:
             self.other.load(self.snapshot)
         return self.other
+
+
+def _encoded(text: str) -> bytes:
+    """Text that a script may have read from what the agent left; half a surrogate pair becomes a `?`."""
+    return text.encode("utf-8", "replace")
 
 
 def _plain(found: ExecResult) -> dict[str, Any]:
@@ -202,10 +208,10 @@ def reward_of(left: bytes) -> float | None:
     except (ValueError, RecursionError):
         return None
     if isinstance(value, dict):
-        value = value.get(
-            "reward", min(value.values(), default=None, key=float) if _all_numbers(value) else None
-        )
-    return float(value) if _is_number(value) else None
+        value = value.get("reward", min(value.values()) if _all_numbers(value) else None)
+    with suppress(OverflowError):
+        return float(value) if _is_number(value) else None
+    return None
 
 
 def without(snapshot: bytes, paths: Sequence[str]) -> bytes:

@@ -30,6 +30,11 @@ def place(error: BaseException) -> str:
     return f"{Path(own[-1][0]).name} line {own[-1][1]}" if own else ""
 
 
+def one_line(error: BaseException) -> str:
+    """What it says, as printable text in one line of at most 200 characters."""
+    return "".join(sign if sign.isprintable() else " " for sign in str(error)[:200])
+
+
 def import_failure(error: BaseException, what: str) -> str:
     """One line on code that cannot be imported; `what` is named where no file can be told."""
     where = place(error) or what

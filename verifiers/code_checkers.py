@@ -10,6 +10,11 @@ from verigrad.verifiers import registry
 from verigrad.verifiers.options import shown
 
 Checker = Callable[[Any, Any, Any], bool]
+# What data that is not as expected makes plain code raise.
+OF_DATA = (
+    ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, RecursionError,
+    StopIteration,
+)  # fmt: skip
 
 
 class Checkers:
@@ -33,12 +38,22 @@ class Checkers:
             f"(it has: {have}); add it there as path/file.py:function"
         )
 
-    def holds(self, name: str, asked: Any, found: Any, expected: Any) -> bool:
-        """What the checker says of an output; a checker that raises, or says neither, leaves it undecided."""
-        says = self._found[name](asked, found, expected)
+    def objection(self, name: str, asked: Any, found: Any, expected: Any) -> str:
+        """Why the checker does not take an output; "" where it does.
+
+        Output that it cannot read is wrong: or a program could leave every attempt undecided by printing
+        what is no number. Where it cannot read the expected output either, it is broken, and what
+        it raised goes through, as does what no data can cause.
+        """
+        try:
+            says = self._found[name](asked, found, expected)
+        except OF_DATA as error:
+            if expected is not None:
+                self._found[name](asked, expected, expected)
+            return f"its checker cannot read it ({type(error).__name__})"
         if not isinstance(says, bool):
             raise TypeError(f"checker {name!r} returned {shown(says)}; expected True or False")
-        return says
+        return "" if says else "its checker does not take it"
 
 
 def _load(name: str, path: Any, verifier: str) -> Checker:

@@ -4,6 +4,7 @@ The rules are written down in docs/verifiers/program_output.md and unit_tests.md
 judge on plain data: nothing a model wrote is asked anything.
 """
 
+import cmath
 import math
 import re
 from collections import Counter
@@ -83,11 +84,13 @@ def _is_number(value: Any) -> bool:
 
 
 def _same_number(found: Any, expected: Any, tolerance: float | None) -> bool:
-    if isinstance(found, complex) or isinstance(expected, complex):
-        one, other = complex(found), complex(expected)
-        return _same_number(one.real, other.real, tolerance) and _same_number(one.imag, other.imag, tolerance)
     if found == expected:  # exact between an int and a float, too
         return True
+    if isinstance(found, complex) or isinstance(expected, complex):
+        if not (_finite(found) and _finite(expected)):  # among them an int beyond every float
+            return False
+        one, other = complex(found), complex(expected)
+        return _same_number(one.real, other.real, tolerance) and _same_number(one.imag, other.imag, tolerance)
     if isinstance(expected, int) and (isinstance(found, int) or tolerance is None):
         return False
     if not (_finite(found) and _finite(expected)):
@@ -96,9 +99,9 @@ def _same_number(found: Any, expected: Any, tolerance: float | None) -> bool:
     return bool(abs(float(found) - float(expected)) <= allowed)
 
 
-def _finite(number: int | float) -> bool:
+def _finite(number: complex) -> bool:
     try:
-        return math.isfinite(number)
+        return cmath.isfinite(number)
     except OverflowError:  # an int beyond every float
         return False
 

@@ -71,10 +71,10 @@ def _result(said: Any) -> Result:
     if isinstance(said, dict) and "raised" in said:
         raised = said["raised"]
         given = raised.get("classes") if isinstance(raised, dict) else None
-        classes = given if isinstance(given, list) else []
+        classes = [name for name in given if isinstance(name, str)] if isinstance(given, list) else []
         if classes[:1] == ["NotPlain"]:
-            return Result(failed=f"returned {printable(str(raised.get('says')))}")
-        return Result(failed=f"raised {_error(raised)}", raised=tuple(map(str, classes)))
+            return Result(failed=f"returned {printable(_said(raised))}")
+        return Result(failed=f"raised {_error(raised)}", raised=tuple(classes))
     if not isinstance(said, dict) or "value" not in said:
         return Result(failed="did not answer")
     try:
@@ -88,10 +88,17 @@ def _error(raised: Any) -> str:
         not isinstance(raised, Mapping)
         or not isinstance(raised.get("classes"), list)
         or not raised["classes"]
+        or not isinstance(raised["classes"][0], str)
     ):
         return "something"
-    says = f": {raised.get('says')}" if raised.get("says") else ""
+    says = f": {_said(raised)}" if _said(raised) else ""
     return printable(f"{raised['classes'][0]}{says}")
+
+
+def _said(raised: Mapping[str, Any]) -> str:
+    """Its text; what is none may be nested too deep to be shown."""
+    says = raised.get("says")
+    return says if isinstance(says, str) else ""
 
 
 def _loads(text: bytes) -> Any:

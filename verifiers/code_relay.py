@@ -178,7 +178,11 @@ def _carry(says: Line, program: Line, token: str, report: Report) -> None:
             if not _is_reply(reply):
                 report.ended = GONE
                 return
-            says.send(reply)
+            try:
+                says.send(reply)
+            except RecursionError:  # just shallow enough to be read, and too deep to be written
+                report.ended = GONE
+                return
 
 
 def _is_reply(reply: Any) -> bool:

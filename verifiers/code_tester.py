@@ -18,6 +18,14 @@ from typing import Any
 from verigrad.verifiers.code_view import NotPlain, decode, encode, line
 
 NEVER_RAISED = ("StopIteration", "StopAsyncIteration")  # they would end a loop of the tests, unseen
+PLAIN_METHODS = {name for kind in (str, bytes, list, dict, set, tuple, int, float) for name in dir(kind)}
+# Methods of plain data that are handed an expected value, and are believed.
+BELIEVED = {
+    *("startswith", "endswith", "removeprefix", "removesuffix", "replace", "strip", "lstrip", "rstrip"),
+    *("partition", "rpartition", "split", "rsplit", "issubset", "issuperset", "isdisjoint", "difference"),
+    *("symmetric_difference", "intersection", "union"),
+    *(name for name in dir(str) if name.startswith("is")),
+}
 
 
 def main() -> None:
@@ -114,6 +122,10 @@ class CannotBeAsked(BaseException):
     """The tests pass on something that cannot travel, such as a function of their own."""
 
 
+class CannotTravel(Exception):
+    """A value that is neither plain data nor the program's."""
+
+
 class SolutionExit(BaseException):
     """The program left, or tried to."""
 
@@ -125,6 +137,10 @@ class Program:
         self.say, self.hear, self.token = say, hear, token
         self.held: dict[int, Any] = {}
         self.errors: dict[str, type[Exception]] = {}
+        # By number: what the tests took from the module by the name of a class, and what calling that gave.
+        self.classes: set[int] = set()
+        self.instances: set[int] = set()
+        self.methods: dict[int, str] = {}  # what the tests took from an object, and by which name
 
     def tell(self, message: dict[str, Any]) -> None:
         """One line to the judge."""
@@ -137,6 +153,12 @@ class Program:
             views = {"args": encode(list(args), self.number), "kwargs": encode(kwargs, self.number)}
         except NotPlain as error:  # too deep or too large
             raise SolutionExit(str(error)) from None
+        except CannotTravel as error:
+            # Only where no program can be asked is nobody to blame. Where plain data could be asked (`[1:]`,
+            # `.sort(key=...)`), the program chose to be an object, and must not gain by it.
+            if do == "call" and self.methods.get(of) not in PLAIN_METHODS:
+                raise CannotBeAsked(str(error)) from None
+            raise TypeError(f"an object of the program: {error}") from None
         self.tell({"ask": {"of": of, "do": do, **views}})
         reply = json.loads(self.hear.readline())
         for place, view in reply.get("changed", ()):
@@ -149,7 +171,7 @@ class Program:
         """The view of an object that the program holds."""
         if type(value) is Held:
             return {"object": {"held": object.__getattribute__(value, "_held")}}
-        raise CannotBeAsked(f"the tests pass on a {type(value).__name__}, which cannot leave their process")
+        raise CannotTravel(f"the tests pass on a {type(value).__name__}, which cannot leave their process")
 
     def object(self, view: dict[str, Any]) -> Any:
         """The stand-in for an object that the program holds; the same one for the same object."""
@@ -212,7 +234,14 @@ class Solution(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return self.__dict__["_program"].ask(0, "get", name)
+        program = self.__dict__["_program"]
+        found = program.ask(0, "get", name)
+        if type(found) is Held:
+            number = object.__getattribute__(found, "_held")
+            program.methods.pop(number, None)
+            if name[:1].isupper():
+                program.classes.add(number)
+        return found
 
 
 class Held:
@@ -227,13 +256,34 @@ class Held:
             object.__getattribute__(self, "_held"), do, *args, **kwargs
         )
 
+    def _is_instance(self) -> bool:
+        """Whether the tests made it by calling a class of the program."""
+        program = object.__getattribute__(self, "_program")
+        return object.__getattribute__(self, "_held") in program.instances
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._ask("call", *args, **kwargs)
+        made = self._ask("call", *args, **kwargs)
+        program = object.__getattribute__(self, "_program")
+        if type(made) is Held and object.__getattribute__(self, "_held") in program.classes:
+            program.instances.add(object.__getattribute__(made, "_held"))
+        return made
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or (name in BELIEVED and not self._is_instance()):
             raise AttributeError(name)
-        return self._ask("get", name)
+        found = self._ask("get", name)
+        if type(found) is Held:
+            methods = object.__getattribute__(self, "_program").methods
+            methods[object.__getattribute__(found, "_held")] = name
+        return found
+
+    def _operate(self, name: str, other: Any) -> Any:
+        """What an operator gives. Handed plain data, which may be what the tests expect, an object that a
+        function returned may answer with another object, never with plain data: `f(x) - 3` is no 0."""
+        found = self._ask("operate", name, other)
+        if type(other) is not Held and type(found) is not Held and not self._is_instance():
+            raise TypeError(f"{name} of an object of the program and of plain data gave plain data")
+        return found
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._ask("set", name, value)
@@ -268,16 +318,16 @@ class Held:
         return str(self._ask("text", "repr"))
 
     def __add__(self, other: Any) -> Any:
-        return self._ask("operate", "add", other)
+        return self._operate("add", other)
 
     def __sub__(self, other: Any) -> Any:
-        return self._ask("operate", "sub", other)
+        return self._operate("sub", other)
 
     def __mul__(self, other: Any) -> Any:
-        return self._ask("operate", "mul", other)
+        return self._operate("mul", other)
 
     def __truediv__(self, other: Any) -> Any:
-        return self._ask("operate", "truediv", other)
+        return self._operate("truediv", other)
 
     def __neg__(self) -> Any:
         return self._ask("operate", "neg")

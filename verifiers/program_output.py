@@ -129,13 +129,11 @@ class ProgramOutput:
         if not result.ok:  # and that it ended well says nothing yet
             return how_it_ended(result), result.status in TIMES
         if tests.checker:
-            holds = self.checkers.holds(
-                tests.checker, stdin, result.stdout.decode(errors="replace"), expected
-            )
-        else:
-            assert expected is not None
-            wanted = expected.encode()
-            holds = same_output(result.stdout, wanted, compare=tests.compare, tolerance=tests.tolerance)
+            printed = result.stdout.decode(errors="replace")
+            return self.checkers.objection(tests.checker, stdin, printed, expected), False
+        assert expected is not None
+        wanted = expected.encode()
+        holds = same_output(result.stdout, wanted, compare=tests.compare, tolerance=tests.tolerance)
         return "" if holds else "another output", False
 
     def _tests(self, meta: Mapping[str, Any]) -> Tests:

@@ -129,9 +129,8 @@ class UnitTests:
             return str(failed)
         if tests.checker:
             asked = {"args": list(case.call.args), "kwargs": dict(case.call.kwargs)}
-            holds = self.checkers.holds(tests.checker, asked, found, case.expected)
-        else:
-            holds = same_value(found, case.expected, tolerance=tests.tolerance)
+            return self.checkers.objection(tests.checker, asked, found, case.expected)
+        holds = same_value(found, case.expected, tolerance=tests.tolerance)
         return "" if holds else "returned another value"
 
     def _lifted_judged(
@@ -189,9 +188,9 @@ class UnitTests:
         given = meta.get("cases")
         if (given is None) == (source is None):
             both = "both" if given is not None else "neither"
+            why = "" if given is not None else ", for without tests no program can be right"
             raise ValueError(
-                f"{NAME}: the row has {both} of meta.cases and meta.test_code; expected one of them, for "
-                "without tests no program can be right"
+                f"{NAME}: the row has {both} of meta.cases and meta.test_code; expected one of them{why}"
             )
         limits = limits_of(meta, NAME)
         if source is None:

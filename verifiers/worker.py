@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Mapping
 from typing import IO, Any
 
-from verigrad.sandboxes.base import Sandbox
+from verigrad.sandboxes.base import ProgramFault, Sandbox
 from verigrad.sandboxes.pool import SandboxPool
 from verigrad.verifiers import blame, registry
 from verigrad.verifiers.base import Attempt, Problem, Verdict
@@ -75,6 +75,13 @@ def judge(
         # Here and not in `say`: a part that is no number is the verifier's fault, and is reported as such.
         json.dumps(verdicts)
         return {"verdicts": verdicts, "seconds": time.perf_counter() - started}
+    except ProgramFault as fault:
+        # What the attempt left cannot be put or looked at: its own doing, and never a way out of a verdict.
+        wrong = Verdict.wrong(f"what it left: {blame.one_line(fault)}")
+        return {
+            "verdicts": [dataclasses.asdict(wrong)] * len(attempts),
+            "seconds": time.perf_counter() - started,
+        }
     except MemoryError:
         # What survived an allocation failure may be half built; the parent sees the exit status.
         os._exit(EXIT_MEMORY)

@@ -248,8 +248,14 @@ def test_a_checker_judges_where_many_outputs_are_right(judge, tmp_path):
     row = case("print(3, int(input()) // 3)", "program_output", checker="factors", tests=[{"stdin": "12"}])
     assert judge(row, **options).outcome == "right"
     assert judge({**row, "meta": {**row["meta"], "tests": [{"stdin": "13"}]}}, **options).outcome == "wrong"
+    row = {**row, "response": "```python\nprint('no number')\n```"}
+    assert judge(row, **options).outcome == "wrong", "no way out of a verdict"
     row = case("def f(x):\n    return {}", entry_point="f", checker="raises", cases=[{"args": [1]}])
-    with pytest.raises(KeyError):  # the worker makes this undecided
+    assert judge(row, **options).outcome == "wrong"
+    row = case(
+        "def f(x):\n    return {}", entry_point="f", checker="raises", cases=[{"args": [1], "expected": {}}]
+    )
+    with pytest.raises(KeyError):  # broken: the worker makes this undecided
         judge(row, **options)
     with pytest.raises(ValueError, match="`checkers` does not have"):
         judge(row)
@@ -296,3 +302,67 @@ def test_the_first_failure_names_the_verdict(judge, first, outcome):
     assert judge(case(program, entry_point="f", cases=cases, limits=limits)).outcome == outcome
     lifted = f"assert f(0) == {first}\nassert f(1) == 1"
     assert judge(case(program, test_code=lifted, limits=limits)).outcome == outcome
+
+
+ALWAYS_RIGHT = """
+class Always:
+    def __sub__(self, other): return 0
+    def __getitem__(self, key): return 5
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: set() if "difference" in name else True
+def f(x):
+    return Always()
+"""
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "near = lambda a, b: abs(a - b) < 1e-6\n    assert all(near(f(x), 2.5 * x) for x in (1, 2))",
+        "assert all(f(x).startswith(str(x)) for x in (1, 2))",
+        "assert not [x for x in (1, 2) if f(x).difference({x})]",
+        "assert all(f(x)[:1] == [x] for x in (1, 2))",
+        "r = f(1)\n    r.sort(key=lambda x: -x)\n    assert r == [1]",
+    ],
+)
+def test_an_object_is_neither_believed_nor_a_way_out_of_a_verdict(judge, test):
+    row = case(ALWAYS_RIGHT, entry_point="f", test_code=f"def test_f():\n    {test}\n")
+    verdict = judge(row)
+    assert (verdict.outcome, verdict.reward) == ("wrong", 0.0)
+
+
+def test_an_object_that_the_tests_make_has_its_own_methods_and_operators(judge):
+    source = """
+class Trie:
+    def __init__(self, words): self.words = words
+    def startswith(self, prefix): return any(word[:len(prefix)] == prefix for word in self.words)
+    def __sub__(self, other): return len(self.words) - other
+"""
+    tests = """
+def test_trie():
+    trie = Trie(["abc"])
+    assert [trie.startswith(one) for one in ("ab", "b")] == [True, False]
+    assert trie - 1 == 0
+"""
+    assert judge(case(source, test_code=tests)).outcome == "right"
+
+
+@pytest.mark.parametrize("depth", [900, 970, 976, 980, 984, 990])
+@pytest.mark.parametrize(
+    "form", ['{"value": %s}', '{"raised": {"classes": [%s], "says": %s, "handled": true}}']
+)
+def test_answers_nested_as_deep_as_can_be_are_wrong(judge, depth, form):
+    nested = "[" * depth + "]" * depth
+    say = form.replace("%s", nested)
+    say = f'import os\nos.write(3, b\'{{"names": ["f"]}}\\n{say}\\n\')'
+    source = f"{say}\nimport time\ntime.sleep(0.2)\nos._exit(0)"
+    apart = "def test_f():\n    assert all(f(x) == x for x in (1, 2))\n"
+    assert judge(case(source, entry_point="f", test_code=apart)).outcome == "wrong"
+    assert judge(case(source, entry_point="f", cases=[{"args": [1], "expected": 1}])).outcome == "wrong"
+
+
+def test_an_integer_beyond_every_float_is_compared_with_a_complex_number(judge):
+    row = case("def f():\n    return 10**2000", entry_point="f", cases=[{"expected_literal": "1+2j"}])
+    assert judge(row).outcome == "wrong"
