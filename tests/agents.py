@@ -1,15 +1,19 @@
 """What tests of episodes build: a tokenizer that spells calls, a scripted engine, sandboxes in memory."""
 
 import contextlib
+import functools
 import io
 import json
 import tarfile
+import tempfile
 import threading
 import time
 from collections import deque
+from pathlib import Path
 
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from tests.tiny import CHARACTERS
 from verigrad.engine.rollout import TokenOutput
@@ -20,6 +24,8 @@ from verigrad.sandboxes.pool import SandboxPool, SandboxSettings
 
 PAD, EOS, BOS = 0, 1, 2
 MORE = "<>_|\n\"':;[]#!ABCDEFGHIJKLMNOPQRSTUVWXYZ`$&@"
+
+TRUSTED = 'backend = "local_process"\ntrusted = true'  # the lines of [sandbox]
 
 CHATML = """\
 {%- if tools %}<|im_start|>system
@@ -58,6 +64,30 @@ def prompter(*, chat=None, prompts=None, **agent):
     eos = [EOS, *(tok.convert_tokens_to_ids(["<|im_end|>"]) if chat else [])]
     settings = AgentConfig(**{"tools": ["shell"], "explain": bool(chat), **agent})
     return ToolPrompter(tok, PromptsConfig(**(prompts or {})), settings, eos_ids=eos)
+
+
+@functools.cache
+def calling_model(command="echo 12", *, prompts="abc"):
+    """The folder of a model that mostly runs this command twice, then answers 12, if it knows the prompt."""
+    tok, made = tokenizer(), f"<tool>shell {command}</tool>"
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=len(tok), hidden_size=128, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512,
+        tie_word_embeddings=False, eos_token_id=1, bos_token_id=2, pad_token_id=0,
+    ))  # fmt: skip
+    texts = [f"{p}{made}<result>12</result>{made}<result>12</result>12<eos>" for p in prompts]
+    batch = torch.tensor([tok.encode(text, add_special_tokens=False) for text in texts])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = Path(tempfile.mkdtemp(prefix="verigrad-agent-"))
+    model.save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return str(folder)
 
 
 class Scripted:

@@ -1,18 +1,13 @@
 """Episodes with a real engine and real sandboxes: masks, prefixes, log-probabilities, a run to its end."""
 
-import functools
 import itertools
 import json
 import os
-import tempfile
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from tests.agents import memory_pool, tokenizer
+from tests.agents import TRUSTED, calling_model, memory_pool, tokenizer
 from tests.tiny import Forked, config
 from verigrad.engine import pack, rollout_file
 from verigrad.engine.episode import EpisodeSampler
@@ -26,39 +21,11 @@ from verigrad.sandboxes import registry as sandboxes
 from verigrad.verifiers.base import Problem, Verdict
 
 BACKENDS = ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
-CALL = "<tool>shell echo 12</tool>"
-
-
-@functools.cache
-def model_folder():
-    """A model that mostly says CALL, and sometimes something else: the bigrams of CALL as its weights."""
-    tok = tokenizer()
-    torch.manual_seed(0)
-    size = len(tok)
-    model = Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=size, hidden_size=128, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=False, eos_token_id=1,
-        bos_token_id=2, pad_token_id=0,
-    ))  # fmt: skip
-    ids = tok.encode(CALL, add_special_tokens=False)
-    texts = [f"{p}{CALL}<result>12</result>{CALL}<result>12</result>12<eos>" for p in ("a", "b", "c")]
-    batch = torch.tensor([tok.encode(text, add_special_tokens=False) for text in texts])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(150):
-        loss = model(input_ids=batch, labels=batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert ids, "the call has tokens"
-    folder = Path(tempfile.mkdtemp(prefix="verigrad-agent-"))
-    model.save_pretrained(folder)
-    tok.save_pretrained(folder)
-    return str(folder)
 
 
 def settings(backend):
     return config(
-        policy={"model": model_folder()},
+        policy={"model": calling_model()},
         rollout={"backend": backend, "max_prompt_tokens": 16, "max_tokens": 160},
         agent={"tools": ["shell"], "explain": False, "max_turns": 4},
     )
@@ -67,7 +34,7 @@ def settings(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_trainer_and_sampler_agree_on_every_turn_and_prompts_are_prefixes(backend):
     cfg = settings(backend)
-    model = ModelFiles(model_folder(), tokenizer(), (1,), "")
+    model = ModelFiles(calling_model(), tokenizer(), (1,), "")
     asks = build_prompter(cfg, model)
     engine = build_engine(cfg, model.folder, eos_ids=model.eos_ids, seed=0)
     try:
@@ -153,7 +120,7 @@ def trained(folder, *, backend, sandbox):
     (folder / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "judge.py").write_text(JUDGE)
     recipe = folder / "agent.toml"
-    recipe.write_text(RECIPE.format(model=model_folder(), backend=backend, sandbox=sandbox))
+    recipe.write_text(RECIPE.format(model=calling_model(), backend=backend, sandbox=sandbox))
     status, printed = Forked("train", "agent.toml", "run.folder=run", folder=folder).wait(300)
     assert status == 0, printed
     files = sorted((folder / "run/rollouts").glob("*.parquet"))
@@ -176,9 +143,6 @@ def check_run(metrics, files):
         columns = pq.read_table(file, columns=["loss_mask", "policy_versions"]).to_pydict()
         for mask, versions in zip(columns["loss_mask"], columns["policy_versions"], strict=True):
             assert [version >= 0 for version in versions] == mask
-
-
-TRUSTED = 'backend = "local_process"\ntrusted = true'
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
