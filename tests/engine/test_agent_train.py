@@ -16,9 +16,8 @@ from verigrad.engine.policy import Policy
 from verigrad.engine.rollout import SamplingParams
 from verigrad.engine.rollout_backends import build_engine, build_prompter
 from verigrad.engine.run import read_jsonl
-from verigrad.engine.schema import ScoredGroup
 from verigrad.sandboxes import registry as sandboxes
-from verigrad.verifiers.base import Problem, Verdict
+from verigrad.verifiers.base import Problem
 
 BACKENDS = ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
 
@@ -170,30 +169,3 @@ def test_with_the_transformers_engine_a_run_with_tools_can_be_repeated(tmp_path)
         _, files = trained(tmp_path / name, backend="transformers", sandbox=TRUSTED)
         masks.append([pq.read_table(file, columns=["token_ids", "logprobs"]).to_pydict() for file in files])
     assert masks[0] == masks[1]
-
-
-def test_gradients_flow_through_sampled_tokens_alone():
-    """A rollout with a gap, through pack and the loss: only what was sampled has weight and advantage."""
-    from tests.tiny import model_folder as tiny_folder
-    from tests.tiny import rollout
-    from verigrad.engine import algorithms
-
-    cfg = config(algorithm={"name": "grpo"})
-    gapped = rollout([3, 4], [10, 11, 12, 13, 14])
-    mask = [False, False, True, True, False, False, True]
-    lows = [0.0, 0.0, -1.0, -2.0, 0.0, 0.0, -3.0]
-    made = [
-        type(gapped)(gapped.token_ids, mask, lows, [-1 + own for own in mask], "", "stop", 0),
-        rollout([3, 4], [20, 21]),
-    ]
-    group = ScoredGroup(Problem("p", "p"), made, [Verdict.right(), Verdict.wrong()], [1.0, 0.0])
-    (batch,) = pack.pack([group], algorithms.build(cfg).aggregate, max_tokens=64)
-    row = slice(0, 7)
-    assert batch.loss_mask[row].tolist() == [False, True, True, False, False, True, False]
-    assert batch.labels[row][batch.loss_mask[row]].tolist() == [10, 11, 14]
-    assert batch.rollout_logprobs[row][batch.loss_mask[row]].tolist() == [-1.0, -2.0, -3.0]
-    assert batch.position_ids[row].tolist() == list(range(7))
-    policy = Policy(cfg, tiny_folder(), tokenizer=None, start_folder=tiny_folder())
-    logprobs = policy.logprobs(batch, temperature=1.0)
-    assert (logprobs[~batch.loss_mask] == 0).all()
-    assert (logprobs[batch.loss_mask] < 0).all()
