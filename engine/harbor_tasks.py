@@ -32,7 +32,7 @@ DEFAULT_SECONDS = 120.0  # of a check, where the task says nothing
 # modules nor its conftest.py or pytest.ini are taken up by pytest.
 RUN_PYTEST = """\
 python3 -I -c 'import pytest' || exit {cannot}
-export PYTHONSAFEPATH=1
+export PYTHONSAFEPATH=1 PYTHONNOUSERSITE=1
 python3 -m pytest -q -c /dev/null --rootdir={tests} --confcutdir={tests} -p no:cacheprovider \\
   --junitxml={logs}/report.xml {tests}/test_outputs.py >&2
 python3 -I - <<'END'

@@ -178,27 +178,39 @@ def _judge_by_shell(script: Script, box: Sandbox, snapshot: bytes | None) -> Ver
     if snapshot is not None:
         box.reset()
         box.load(without(snapshot, (*script.remove, *script.reward)))
-    for path, text in script.files.items():
-        try:
-            box.write_file(path, text.encode(), executable=text.startswith("#!"))
-        except ProgramFault as fault:
-            return Verdict.wrong(f"trust low: {path}: {fault}")
-    folders = sorted({path.rpartition("/")[0] for path in script.reward} - {""})
-    lines = [f"mkdir -p {folder}" for folder in folders]
-    name = f".check_{secrets.token_hex(4)}.sh"
-    box.write_file(name, "\n".join([*lines, script.source]).encode())
-    result = box.exec(["bash", name], limits=script.limits)
+    try:
+        result = _run_shell(script, box)
+    except ProgramFault as fault:
+        return Verdict.wrong(f"trust low: what the check needs cannot be put there: {fault}")
     if result.status in ("wall_time", "cpu_time"):
         return Verdict.wrong(f"trust low: the check: {result.detail or result.status}", outcome="timeout")
     if result.exit_code == CANNOT_CHECK:
-        return Verdict.undecided("trust low: the check says that it cannot run here (exit status 66)")
+        # A program that the script runs can end it so: what the box lacks it lacks without the agent's files.
+        box.reset()
+        if _run_shell(script, box).exit_code == CANNOT_CHECK:
+            return Verdict.undecided("trust low: the check says that it cannot run here (exit status 66)")
+        return Verdict.wrong("trust low: the check ended with status 66 on what was left")
     for path in script.reward:
         try:
             left = box.read_file(path, max_bytes=1 << 16)
         except ProgramFault:
             continue
-        return _verdict({"reward": reward_of(left), "reason": "trust low"})
+        reward = reward_of(left)
+        if reward is None or not 0 <= reward <= 1:  # a program in the same box can have written it
+            return Verdict.wrong("trust low: what was left as reward is no number from 0 to 1")
+        return _verdict({"reward": reward, "reason": "trust low"})
     return Verdict.wrong(f"trust low: the check left no reward ({result.detail or result.status})")
+
+
+def _run_shell(script: Script, box: Sandbox) -> ExecResult:
+    """Put the script and its files there, and run it to its end."""
+    for path, text in script.files.items():
+        box.write_file(path, text.encode(), executable=text.startswith("#!"))
+    folders = sorted({path.rpartition("/")[0] for path in script.reward} - {""})
+    lines = [f"mkdir -p {folder}" for folder in folders]
+    name = f".check_{secrets.token_hex(4)}.sh"
+    box.write_file(name, "\n".join([*lines, script.source]).encode())
+    return box.exec(["bash", name], limits=script.limits)
 
 
 def reward_of(left: bytes) -> float | None:

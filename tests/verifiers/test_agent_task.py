@@ -275,6 +275,52 @@ def test_tests_that_the_agent_left_are_taken_away(pool):
     assert judge(pool, check, files={".tests/conftest.py": "x"}).outcome == "right"
 
 
+def test_a_shell_script_that_cannot_run_here_is_undecided_whatever_was_left(pool):
+    check = {**SHELL, "script": "exit 66"}
+    assert judge(pool, check, files={"main.py": "print(1)"}).outcome == "error"
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["exit(66)", "print('abc')", "print('1' + '0' * 400)", "print(float('nan'))", "print('[' * 9000)"],
+)
+def test_a_program_cannot_make_a_shell_script_leave_it_undecided(pool, source):
+    check = {**SHELL, "script": "set -e\npython3 main.py > out\ncp out .logs/reward.txt"}
+    verdict = judge(pool, check, files={"main.py": source})
+    assert (verdict.outcome, verdict.reward) == ("wrong", 0.0)
+
+
+FILLED = """
+import os
+number = 0
+try:
+    while True:
+        with open(f"full_{number}", "w") as file:
+            file.write("x" * 500)
+        number += 1
+except OSError:
+    pass
+"""
+
+
+def test_a_box_filled_to_the_brim_is_wrong_and_not_undecided(pool):
+    problem = Problem("p", "do it", None, {"check": {**SHELL, "script": "echo 1 > .logs/reward.txt"}})
+    verifier = registry.load("agent_task", None)
+
+    def left(box):
+        box.exec(["python3", "-c", FILLED])
+        return box.save(max_bytes=64 << 20)
+
+    snapshot = pool.run(left)
+    attempt = Attempt("done", snapshot=snapshot)
+
+    def judged(box):
+        return verifier.judge(problem, [dataclasses.replace(attempt, sandbox=box)])[0]
+
+    verdict = pool.run(judged)
+    assert (verdict.outcome, "No space left" in verdict.reason) == ("wrong", True), verdict
+
+
 # Rows ------------------------------------------------------------------------------------------------------
 
 
