@@ -23,7 +23,17 @@ def show(report: Report, *, data: str, console: Console | None = None) -> None:
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
     table = Table(box=None)
-    for heading in ("probe", "", "cases", "bad", "95%", "undecided", "mean reward", "limit", "note"):
+    for heading in (
+        "probe",
+        "",
+        "cases",
+        "bad",
+        "bad share, 95%",
+        "undecided",
+        "mean reward",
+        "limit",
+        "note",
+    ):
         justify: Any = "right" if heading in ("cases", "bad", "undecided", "mean reward") else "left"
         table.add_column(heading, justify=justify, no_wrap=heading != "note")
     for result in report.results:

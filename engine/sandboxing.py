@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from verigrad.engine.config import ConfigError
 from verigrad.engine.failures import WorkError
 from verigrad.engine.settings import SandboxConfig
+from verigrad.sandboxes import registry
 from verigrad.sandboxes.base import SandboxSpec, SandboxUnavailable
 from verigrad.sandboxes.pool import SandboxSettings
 from verigrad.sandboxes.registry import AUTO, BUILTIN
@@ -20,7 +21,7 @@ class NoSandbox(WorkError):
 
 
 def config_of(name: str | None, options: Mapping[str, Any]) -> SandboxConfig:
-    """`--sandbox NAME --sandbox-option KEY=VALUE` as the section of a recipe; ConfigError for what it has not.
+    """`--sandbox NAME --sandbox-option KEY=VALUE` as the section of a recipe; ConfigError for what it lacks.
 
     What is no setting of [sandbox] is an option of a sandbox that is not built in.
     """
@@ -37,14 +38,20 @@ def config_of(name: str | None, options: Mapping[str, Any]) -> SandboxConfig:
         return SandboxConfig.model_validate({**known, **own, "backend": backend})
     except ValidationError as error:
         found = error.errors()[0]
-        raise ConfigError(f"--sandbox-option {'.'.join(map(str, found['loc']))}: {found['msg']}") from None
+        place = ".".join(map(str, found["loc"]))
+        raise ConfigError(f"--sandbox-option {place}={found['input']}: {found['msg']}") from None
 
 
 def settings_of(cfg: SandboxConfig) -> SandboxSettings:
     """The settings as pools take them; `auto` is not decided yet.
 
-    Raises ConfigError for settings that the backend would not look at.
+    Raises ConfigError for a backend that is not known and for settings that it would not look at.
     """
+    if cfg.backend != AUTO:
+        try:
+            registry.load(cfg.backend)
+        except ValueError as error:
+            raise ConfigError(f"sandbox.backend: {error}") from error
     own = {name: getattr(cfg, name) for name in ("image", "runtime", "docker_host", "trusted")}
     chosen = {name: value for name, value in own.items() if value}
     for name in OF_CONTAINER:

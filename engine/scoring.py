@@ -37,6 +37,7 @@ class Scorer:
         verifier = cfg.verifier
         self.name, self.setting, self.max_undecided_frac = name, setting, verifier.max_undecided_frac
         self.watch = VerifierHealth(name, verifier)
+        sandbox = sandboxing.settings_of(cfg.sandbox)
         try:
             self.pool = VerifierPool(
                 name,
@@ -45,7 +46,7 @@ class Scorer:
                 deadline_s=verifier.deadline_s,
                 memory_mb=verifier.memory_mb,
                 seed=cfg.train.seed,
-                sandbox=sandboxing.settings_of(cfg.sandbox),
+                sandbox=sandbox,
                 cache=verifier.cache,
             )
         except SandboxUnavailable as error:

@@ -22,6 +22,9 @@ example:
   verigrad verify math_answer cases.jsonl -o verdicts.jsonl
   verigrad verify my_verifier.py:even_number cases.jsonl --option strict=true
   verigrad verify unit_tests cases.jsonl --sandbox bubblewrap
+  verigrad verify unit_tests cases.jsonl --sandbox-option runtime=runsc
+
+--sandbox NAME is what a recipe calls sandbox.backend, --sandbox-option KEY=VALUE its sandbox.KEY.
 
 Each line of CASES is {"response": text, "answer": any, "prompt"?: text or messages, "meta"?: {...}}; each
 line of the output is {"index", "reward", "outcome", "parts", "reason", "seconds"}. reward is null where the
@@ -179,8 +182,9 @@ def _case(line: str, where: str, index: int) -> tuple[Problem, Attempt]:
             f"{where}: found {type(fields).__name__}; expected an object with 'response' and 'answer'"
         )
     if not isinstance(fields.get("response"), str):
-        found = "no 'response'" if "response" not in fields else f"response = {fields['response']!r}"[:80]
-        raise ValueError(f"{where}: {found}; expected the model's text as a string")
+        names = ", ".join(map(repr, fields)) or "nothing"
+        found = f"response = {fields['response']!r}" if "response" in fields else f"no 'response' in {names}"
+        raise ValueError(f"{where}: {found[:80]}; expected the model's text as a string")
     if unknown := set(fields) - {"prompt", "response", "answer", "meta", "id", "truncated"}:
         raise ValueError(f"{where}: unknown field {sorted(unknown)[0]!r}; put other columns under 'meta'")
     if not isinstance(fields.get("meta", {}), dict):

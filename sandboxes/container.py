@@ -328,6 +328,11 @@ def _start_of(pid: int) -> str:
         return ""
 
 
-def one_line(error: Exception) -> str:
-    """An error's text without line breaks, cut short."""
+def one_line(error: BaseException) -> str:
+    """An error's text without line breaks, cut short; only the system's where that is what lies below it."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, OSError) and below.strerror:
+            return below.strerror
+        below = below.__cause__ or below.__context__
     return " ".join(str(error).split())[:200]

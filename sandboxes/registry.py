@@ -73,6 +73,8 @@ def choose(spec: SandboxSpec) -> SandboxSpec:
         if reason is None:
             return SandboxSpec(name, spec.options)
         reasons.append(f"{name}: {reason}")
+    if spec.backend != AUTO:
+        raise SandboxUnavailable(f"the sandbox {spec.backend!r} does not work here: {reason}")
     raise SandboxUnavailable("no sandbox works here. " + "; ".join(reasons))
 
 

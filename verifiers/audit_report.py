@@ -146,7 +146,7 @@ def result_of(
         mean_reward=sum(rewards) / len(rewards) if rewards else None,
         kinds=kinds,
         worst=example(failing[0]) if failing else None,
-        note=only_shown,
+        note=only_shown or ("too many undecided" if too_undecided and not too_bad else ""),
     )
 
 

@@ -6,6 +6,7 @@ Nothing is executed: expressions are worked out by a small interpreter with a fi
 """
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeGuard
@@ -27,6 +28,7 @@ PREPARATION = (
     ast.Pass,
 )  # fmt: skip
 LINE = "line "
+CHECKS = re.compile(r"assert|raise|fail|exit|check|test|verify|expect|compare|exec", re.IGNORECASE)
 PLAIN_IMPORTS = ("math", "pytest", "unittest", "typing", "solution")
 
 
@@ -268,6 +270,20 @@ def required_tests(source: str) -> list[str]:
     return list(_test_functions(body)) or [
         f"{LINE}{statement.lineno}" for statement in body if not _is_preparation(statement)
     ]
+
+
+def can_fail(source: str) -> bool:
+    """Whether the tests look at anything: they assert, raise, or call what may do so for them.
+
+    Only what certainly passes whatever the program returns is False, such as `print(f(1))`.
+    """
+    tree = ast.parse(source)
+    nodes = list(ast.walk(tree))
+    own = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    called = {ast.unparse(node.func).rpartition(".")[2] for node in nodes if isinstance(node, ast.Call)}
+    return any(isinstance(node, (ast.Assert, ast.Raise)) for node in nodes) or any(
+        CHECKS.search(name) for name in called - own
+    )
 
 
 def _test_functions(body: Sequence[ast.stmt]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from verigrad.verifiers.code_compare import longest_first, same_value
 from verigrad.verifiers.code_expression import EXCEPTIONS, Call, NotLiftable, Result
 from verigrad.verifiers.code_harness import call_all
 from verigrad.verifiers.code_holds import Failed
-from verigrad.verifiers.code_lift import Lifted, lift, required_tests, with_check
+from verigrad.verifiers.code_lift import Lifted, can_fail, lift, required_tests, with_check
 from verigrad.verifiers.code_relay import BrokenTests, run_apart
 from verigrad.verifiers.code_run import Clock, OutOfTime, limits_of, verdict_of
 from verigrad.verifiers.code_view import NotPlain, encode
@@ -231,6 +231,10 @@ def _test_code(source: Any, entry_point: str) -> str:
         raise ValueError(
             f"{NAME}: meta.test_code has no test in it; expected asserts at its top, "
             "or functions named test_..."
+        )
+    if not can_fail(complete):
+        raise ValueError(
+            f"{NAME}: meta.test_code asserts nothing, so that every program would pass; expected asserts"
         )
     return complete
 

@@ -92,7 +92,7 @@ def test_auto_never_takes_the_one_without_walls(monkeypatch):
 
 def test_a_named_sandbox_is_never_replaced_by_another(monkeypatch):
     backends(monkeypatch, container=Never, bubblewrap=Always)
-    with pytest.raises(SandboxUnavailable, match="container: it is broken"):
+    with pytest.raises(SandboxUnavailable, match="'container' does not work here: it is broken"):
         registry.choose(SandboxSpec("container"))
 
 

@@ -282,6 +282,9 @@ BAD_ROWS = [
     ("unit_tests", {"cases": [{"expected": 1}], "entry_point": "f g"}, "expected a function's name"),
     ("unit_tests", {"test_code": "assert f(1) = 2"}, "is no Python"),
     ("unit_tests", {"test_code": "x = 1"}, "has no test in it"),
+    ("unit_tests", {"test_code": "print(f(1))"}, "asserts nothing, so that every program would pass"),
+    ("unit_tests", {"test_code": "def test_f():\n    f(1) == 2"}, "asserts nothing"),
+    ("unit_tests", {"cases": [{}], "test_code": "assert f(1)"}, "both of meta.cases and meta.test_code; expec"),
     ("unit_tests", {"test_code": "assert f(1)", "tolerance": 0.1}, "have no effect with meta.test_code"),
 ]
 
