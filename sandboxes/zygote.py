@@ -24,12 +24,13 @@ from typing import Any
 
 from verigrad.sandboxes import zygote_files
 from verigrad.sandboxes.zygote_files import Fault
-from verigrad.sandboxes.zygote_program import LENGTH, template
+from verigrad.sandboxes.zygote_program import CANNOT_RUN, LENGTH, template
 from verigrad.sandboxes.zygote_run import CHUNK, Run
 from verigrad.sandboxes.zygote_walls import Dirty, Wall
 
 FRAME = struct.Struct("!II")  # lengths of the JSON object and of the bytes after it
 TICK_S = 0.25  # how often a running command's totals are looked at
+MAX_SPARES_LOST = 10  # processes forked ahead of time that ended while they waited, between two commands
 SWEEP_S = 5.0  # how long killed processes may take to be gone
 
 
@@ -63,7 +64,7 @@ class Supervisor:
         self.waits: float | None = None  # until when a `receive` waits for output
         self.finishing = False  # a `finish` waits for the end
         self.orders: socket.socket | None = None  # of the process that was forked ahead of time
-        self.spare_pid = 0
+        self.spare_pid = self.num_spares_lost = 0
 
     def serve(self) -> None:
         """Until standard input ends."""
@@ -187,7 +188,10 @@ class Supervisor:
         elif self.run and news["ended"] == self.run.pid:
             self.ended(self.run, news)
         elif news["ended"] == self.spare_pid:
-            self.fork_ahead()  # something killed it while it waited
+            self.num_spares_lost += 1
+            if self.num_spares_lost > MAX_SPARES_LOST:
+                raise Dirty("processes end before they have a job")
+            self.fork_ahead()
 
     def ended(self, run: Run, news: Mapping[str, Any]) -> None:
         """The main process has ended: kill the rest, take what it wrote last."""
@@ -199,9 +203,21 @@ class Supervisor:
             while file >= 0 and before < run.num_out:
                 before = run.num_out
                 run.drain(file)
+        if os.WIFEXITED(run.status) and os.WEXITSTATUS(run.status) == CANNOT_RUN and not self.was_ready():
+            why = bytes(run.err[-300:]).decode(errors="replace").strip()
+            raise Dirty(f"a process could not be made ready for its program ({why})")
         if not run.cause and run.num_out > run.limits["output_bytes"]:
             run.cause, run.detail = "output", f"more than {run.limits['output_bytes']} bytes of output"
         run.close()
+
+    def was_ready(self) -> bool:
+        """Whether the command's process got as far as its program: else its failure is ours."""
+        assert self.orders is not None
+        self.orders.setblocking(False)
+        try:
+            return bool(self.orders.recv(1))
+        except OSError:  # it never read its job
+            return False
 
     def sweep(self, run: Run) -> None:
         """Kill until nothing of the command is left. Raises Dirty when something stays."""
@@ -278,7 +294,7 @@ class Supervisor:
                 os.fchown(file, *self.wall.owner)  # so that /dev/stdin can be opened
         job = {name: request[name] for name in ("command", "env", "limits")}
         body = json.dumps({**job, "ticket": self.wall.ticket()}).encode()
-        pid, self.spare_pid = self.spare_pid, 0
+        pid, self.spare_pid, self.num_spares_lost = self.spare_pid, 0, 0
         self.run = Run(pid, ours, request)
         try:
             socket.send_fds(self.orders, [LENGTH.pack(len(body))], theirs)

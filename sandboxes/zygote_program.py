@@ -25,6 +25,7 @@ from verigrad.sandboxes import zygote_walls
 from verigrad.sandboxes.zygote_walls import Wall
 
 LENGTH = struct.Struct("!I")
+READY = b"r"  # said by a process that has given up its privileges and is about to become the program
 CANNOT_RUN, NOT_FOUND = 126, 127  # exit codes of a command that cannot be started, as a shell's
 PYTHON = ("python", "python3")
 OPEN_FILES = 256
@@ -138,6 +139,8 @@ def _program(orders: socket.socket, wall: Wall) -> NoReturn:
         job = _take_job(orders)
         _limit(job["limits"], wall)
         wall.enter(job["ticket"])
+        orders.send(READY)  # what fails from here on is the program's affair
+        orders.close()
         zygote_walls.set_flag(zygote_walls.PR_SET_DUMPABLE)  # or /dev/stdin could not be opened
         os.chdir(wall.home)
         os.environ.update({"HOME": wall.home, **job["env"]})
@@ -149,7 +152,7 @@ def _program(orders: socket.socket, wall: Wall) -> NoReturn:
 
 
 def _take_job(orders: socket.socket) -> dict[str, Any]:
-    """The job, with its standard input, output and error put in place and nothing else left open."""
+    """The job, with its standard input, output and error put in place."""
     head, given, _, _ = socket.recv_fds(orders, LENGTH.size, 3)
     if not head:
         os._exit(0)  # the supervisor is gone
@@ -159,7 +162,6 @@ def _take_job(orders: socket.socket) -> dict[str, Any]:
         if not (chunk := orders.recv(size - len(body))):
             os._exit(0)
         body += chunk
-    orders.close()
     for number, file in enumerate(given):
         os.dup2(file, number)
     for file in given:

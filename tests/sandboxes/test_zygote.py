@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from verigrad.sandboxes import registry, zygote_files
+from verigrad.sandboxes import local_process, registry, zygote_files
 from verigrad.sandboxes.base import Limits, ProgramFault, SandboxLost, SandboxSpec
 from verigrad.sandboxes.zygote_client import ZygoteSandbox, below_home, boot_order
 
@@ -26,6 +27,27 @@ def box(shared_box):
 def run(box, source, *args, **more):
     box.write_file("program.py", source.encode())
     return box.exec(["python3", "program.py", *args], **more)
+
+
+@pytest.mark.parametrize(("wall", "good"), [("FailsToPrepare", 1), ("FailsToEnter", 0)])
+def test_a_process_that_cannot_be_made_ready_is_our_failure(wall, good, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    place = tmp_path / "place"
+    place.mkdir()
+    order = boot_order(f"failing_walls:{wall}", local_process.folders(place))
+    box = ZygoteSandbox("local_process", local_process.LocalChannel(place), order)
+    for _ in range(good):
+        assert box.exec(["python3", "-c", "pass"]).ok
+    with pytest.raises(SandboxLost):
+        box.exec(["python3", "-c", "pass"])
+    box.close()
+
+
+def test_a_program_cannot_pass_for_a_process_that_was_not_made_ready(box):
+    told = "import os\nos.write(2, b'sandbox: OSError')\nos.closerange(0, 64)\nos._exit(126)"
+    assert box.exec(["python3", "-c", told]).exit_code == 126
+    assert box.exec(["sh", "-c", "exit 126"]).exit_code == 126
+    assert box.exec(["no-such-program"]).exit_code in (126, 127)
 
 
 PROGRAMS = {
