@@ -31,7 +31,9 @@ from verigrad.sandboxes.zygote_walls import Dirty, Wall
 FRAME = struct.Struct("!II")  # lengths of the JSON object and of the bytes after it
 TICK_S = 0.25  # how often a running command's totals are looked at
 MAX_SPARES_LOST = 10  # processes forked ahead of time that ended while they waited, between two commands
-SWEEP_S = 5.0  # how long killed processes may take to be gone
+# How long killed processes may take to be gone: on a machine under load, a fork bomb must not become a lost
+# sandbox, which would leave the attempt undecided.
+SWEEP_S = 20.0
 
 
 def main(options: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ IN_THE_BOX = (
     "zygote_run",
     "zygote",
 )  # in the order of their imports
-GRACE_S = 10.0  # what the zygote may take beyond a command's own wall time
+GRACE_S = 30.0  # what the zygote may take beyond a command's own wall time: more than its SWEEP_S
 CALM_S = 30.0  # what it may take for everything else
 MAX_EARLY = 1 << 18  # bytes of files that wait for the next request
 MAX_NAME = 100  # characters of the name of such a file

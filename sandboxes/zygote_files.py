@@ -17,7 +17,7 @@ READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC 
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_DEPTH = 64  # folders inside folders that `save` goes into
 MAX_ENTRIES = 20_000  # files and folders that `save` takes
-MAX_STEPS = 200_000  # folders that it opens to get to them, those above each among them
+MAX_STEPS = 100_000  # folders that it opens to get to them, those above each among them
 
 Owner = tuple[int, int] | None  # user and group of what is made; None: whoever makes it
 

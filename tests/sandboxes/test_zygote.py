@@ -431,3 +431,35 @@ def test_a_first_file_that_cannot_be_put_there_is_the_sandboxs_fault():
     with pytest.raises(SandboxLost, match="new sandbox"):
         box.exec(["true"])
     assert channel.closed
+
+
+def test_many_files_that_lie_deep_cost_no_more_than_others(tmp_path, monkeypatch):
+    """Else saving them takes so long that the sandbox counts as lost, and the attempt is undecided."""
+    parts = ["d"] * 60
+    deep = tmp_path.joinpath("one", *parts)
+    deep.mkdir(parents=True)
+    for number in range(100):
+        (deep / str(number)).touch()
+    other = tmp_path / "other"
+    other.mkdir()
+    opened = []
+    real = os.open
+
+    def counted(*args, **kwargs):
+        opened.append(args[0])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(zygote_files.os, "open", counted)
+    archive = zygote_files.save(str(tmp_path / "one"), [[]], max_bytes=1 << 20)
+    num_saving = len(opened)
+    zygote_files.load(str(other), archive, owner=None)
+    assert num_saving < 60 * 60 + 500, "once through every folder, not once for every file"
+    assert len(opened) - num_saving < 60 * 60 + 500
+    assert len(list(other.joinpath(*parts).iterdir())) == 100
+
+
+def test_many_folders_that_lie_deep_are_too_large(tmp_path):
+    for number in range(120):
+        tmp_path.joinpath(*["d"] * 30, str(number), *["e"] * 29).mkdir(parents=True)
+    with pytest.raises(zygote_files.Fault, match="too many folders"):
+        zygote_files.save(str(tmp_path), [[]], max_bytes=1 << 20)
