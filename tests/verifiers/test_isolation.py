@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from verigrad.sandboxes.base import SandboxSpec
+from verigrad.sandboxes.pool import SandboxSettings
 from verigrad.verifiers.base import Attempt, Problem
 from verigrad.verifiers.isolation import VerifierPool
 
@@ -462,3 +464,32 @@ def wait_for(condition, seconds=30):
         assert time.monotonic() < ends, "it did not happen"
         time.sleep(0.05)
     return found
+
+
+LOOKS = '''
+from verigrad.verifiers.base import verifier
+
+@verifier("looks", runs="sandbox")
+def looks(text, sandbox):
+    """Right if the program left its file."""
+    sandbox.exec(["python3", "-c", text])
+    return sandbox.read_file("made.txt") == b"yes"
+'''
+
+
+@pytest.mark.parametrize(
+    ("program", "want"),
+    [
+        ("open('made.txt', 'w').write('yes')", ("right", 1.0)),
+        ("pass", ("wrong", 0.0)),
+        ("import os; os.symlink('/etc/passwd', 'made.txt')", ("wrong", 0.0)),
+        ("import os; os.mkdir('made.txt')", ("wrong", 0.0)),
+        ("open('made.txt', 'w').truncate(2 << 20)", ("wrong", 0.0)),
+    ],
+)
+def test_what_a_program_left_cannot_leave_its_verdict_undecided(tmp_path, program, want):
+    (tmp_path / "looks.py").write_text(LOOKS)
+    own = SandboxSettings(SandboxSpec("local_process", {"trusted": True}))
+    with VerifierPool(f"{tmp_path / 'looks.py'}:looks", num_workers=1, sandbox=own) as pool:
+        (verdict,) = judge(pool, program)
+    assert (verdict.outcome, verdict.reward) == want, verdict
