@@ -85,7 +85,7 @@ def run_pytest(program: "Program", source: str, in_scope: list[str]) -> None:
     scope = f"from solution import {', '.join(in_scope)}; " if in_scope else ""
     with open("test_tests.py", "w", encoding="utf-8") as file:
         file.write(f"{scope}pass\n{source}")
-    off = ["cacheprovider", "terminal", "faulthandler", "doctest", "junitxml", "pastebin", "debugging"]
+    off = ["cacheprovider", "terminal", "faulthandler", "doctest", "junitxml", "pastebin"]
     options = [word for name in off for word in ("-p", f"no:{name}")]
     reporter = Reporter(program)
     pytest.main(["--assert=plain", "--rootdir=.", *options, "test_tests.py"], plugins=[reporter])

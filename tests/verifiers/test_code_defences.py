@@ -284,7 +284,11 @@ BAD_ROWS = [
     ("unit_tests", {"test_code": "x = 1"}, "has no test in it"),
     ("unit_tests", {"test_code": "print(f(1))"}, "asserts nothing, so that every program would pass"),
     ("unit_tests", {"test_code": "def test_f():\n    f(1) == 2"}, "asserts nothing"),
-    ("unit_tests", {"cases": [{}], "test_code": "assert f(1)"}, "both of meta.cases and meta.test_code; expec"),
+    (
+        "unit_tests",
+        {"cases": [{}], "test_code": "assert f(1)"},
+        "both of meta.cases and meta.test_code; expec",
+    ),
     ("unit_tests", {"test_code": "assert f(1)", "tolerance": 0.1}, "have no effect with meta.test_code"),
 ]
 
@@ -369,3 +373,22 @@ def test_answers_nested_as_deep_as_can_be_are_wrong(judge, depth, form):
 def test_an_integer_beyond_every_float_is_compared_with_a_complex_number(judge):
     row = case("def f():\n    return 10**2000", entry_point="f", cases=[{"expected_literal": "1+2j"}])
     assert judge(row).outcome == "wrong"
+
+
+@pytest.mark.parametrize(("value", "want"), [("3.14", "right"), ("3.15", "wrong"), ("Zero()", "wrong")])
+def test_unittest_classes_with_set_up_run_apart(judge, value, want):
+    source = f"""
+class Zero:
+    def __sub__(self, other): return 0
+def f(x):
+    return {value}
+"""
+    tests = """
+import unittest
+class TestF(unittest.TestCase):
+    def setUp(self):
+        self.given = 3
+    def test_f(self):
+        self.assertAlmostEqual(f(self.given), 3.14)
+"""
+    assert judge(case(source, entry_point="f", test_code=tests)).outcome == want
