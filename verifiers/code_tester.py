@@ -18,6 +18,12 @@ from typing import Any
 from verigrad.verifiers.code_view import NotPlain, decode, encode, line
 
 NEVER_RAISED = ("StopIteration", "StopAsyncIteration")  # they would end a loop of the tests, unseen
+# Tests that use these without importing them get the real ones: the program's `math.isclose` might say yes to
+# everything.
+MODULES = {
+    *("math", "cmath", "operator", "re", "itertools", "collections", "functools", "json", "decimal"),
+    *("fractions", "datetime", "sys", "os", "pytest", "unittest"),
+}
 PLAIN_METHODS = {name for kind in (str, bytes, list, dict, set, tuple, int, float) for name in dir(kind)}
 # Methods of plain data that are handed an expected value, and are believed.
 BELIEVED = {
@@ -46,22 +52,26 @@ def main() -> None:
     program.tell({"ready": True})
     given = json.loads(hear.readline())["names"]
     sys.modules["solution"] = Solution(program, given)
-    in_scope = [name for name in given if name in order["mentioned"]]
+    in_scope = [name for name in given if name in order["mentioned"] and name not in MODULES]
+    modules = [name for name in given if name in order["mentioned"] and name in MODULES]
     try:
         if order["lines"]:
-            run_statements(program, order["source"], in_scope, order["lines"])
+            run_statements(program, order["source"], in_scope, modules, order["lines"])
         else:
-            run_pytest(program, order["source"], in_scope)
+            run_pytest(program, order["source"], in_scope, modules)
     except CannotBeAsked as error:
         program.tell({"cannot": str(error)})
     program.tell({"done": True})
     leave(0)
 
 
-def run_statements(program: "Program", source: str, in_scope: list[str], lines: list[int]) -> None:
+def run_statements(
+    program: "Program", source: str, in_scope: list[str], modules: list[str], lines: list[int]
+) -> None:
     """Plain source, statement by statement; those in `lines` are tests, the others prepare for them."""
     solution = sys.modules["solution"]
     names: dict[str, Any] = {"__name__": "tests", **{name: getattr(solution, name) for name in in_scope}}
+    names.update({name: importlib.import_module(name) for name in modules})
     for statement in ast.parse(source).body:
         test = statement.lineno in lines
         code = compile(ast.Module([statement], []), "tests.py", "exec")
@@ -78,11 +88,12 @@ def run_statements(program: "Program", source: str, in_scope: list[str], lines: 
             program.tell({"report": f"line {statement.lineno}", "passed": passed})
 
 
-def run_pytest(program: "Program", source: str, in_scope: list[str]) -> None:
+def run_pytest(program: "Program", source: str, in_scope: list[str], modules: list[str]) -> None:
     """Test functions and classes, run by pytest."""
     import pytest
 
     scope = f"from solution import {', '.join(in_scope)}; " if in_scope else ""
+    scope += f"import {', '.join(modules)}; " if modules else ""
     with open("test_tests.py", "w", encoding="utf-8") as file:
         file.write(f"{scope}pass\n{source}")
     off = ["cacheprovider", "terminal", "faulthandler", "doctest", "junitxml", "pastebin"]

@@ -392,3 +392,12 @@ class TestF(unittest.TestCase):
         self.assertAlmostEqual(f(self.given), 3.14)
 """
     assert judge(case(source, entry_point="f", test_code=tests)).outcome == want
+
+
+@pytest.mark.parametrize("form", ["assert {}", "def test_f():\n    assert {}"])
+def test_modules_of_the_tests_are_never_the_programs(judge, form):
+    near = "all(math.isclose(f(x), x + 0.5) for x in (1, 2))"
+    tests = {"entry_point": "f", "test_code": form.format(near) + "\n"}
+    yes = "class math:\n    isclose = staticmethod(lambda *args: True)\ndef f(x):\n    return 0"
+    assert judge(case(yes, **tests)).outcome == "wrong"
+    assert judge(case("import math\ndef f(x):\n    return x + 0.5", **tests)).outcome == "right"
