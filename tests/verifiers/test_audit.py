@@ -493,7 +493,8 @@ FUNCTIONS = [
 ]  # fmt: skip
 
 
-def test_a_judge_in_the_programs_own_process_is_fooled_and_reaches_this_machine(tmp_path):
+def test_a_judge_in_the_programs_own_process_is_fooled_and_reaches_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where its workers run, and leave what the programs write
     path = tmp_path / "naive.py"
     path.write_text(NAIVE)
     report = audited(
@@ -505,6 +506,7 @@ def test_a_judge_in_the_programs_own_process_is_fooled_and_reaches_this_machine(
     assert kinds["always equal"] == [1, 1]
     assert kinds["sys.exit(0)"] == [1, 1]
     assert kinds["exits at import"] == [1, 1]
+    assert (tmp_path / "conftest.py").is_file()  # written by an exploit: no sandbox held it
 
 
 @pytest.mark.docker
