@@ -11,15 +11,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from verigrad.engine import audit_tables, config, data, sandboxing
+from verigrad.engine import audit_tables, config, data, environment, sandboxing, tools
 from verigrad.engine.config import ConfigError
+from verigrad.engine.episode_row import setup_of
 from verigrad.engine.rows import short_name
 from verigrad.engine.sandboxing import NoSandbox
 from verigrad.engine.settings import DataConfig, SandboxConfig, VerifierConfig
 from verigrad.engine.verify import parse_option
 from verigrad.sandboxes import conformance
 from verigrad.sandboxes.base import SandboxError, SandboxUnavailable
-from verigrad.verifiers import audit_probes
+from verigrad.verifiers import audit_agent, audit_probes
 from verigrad.verifiers.audit import STEADY, Audited, Limits, audit
 from verigrad.verifiers.audit_cases import FAMILIES, Probe
 from verigrad.verifiers.audit_report import Report
@@ -123,6 +124,11 @@ def settings_of(overrides: Sequence[str], *, path: str) -> Settings:
         unread = [key for key in values if key not in READ.get(section, ())]
         if unread and f"{section}.{unread[0]}" in config.settings():
             raise ConfigError(f"{section}.{unread[0]} has no effect on `verigrad audit`; remove it")
+    settled = environment.settle(
+        {**tree, "data": {**tree.get("data", {}), "path": path}},
+        reads=lambda section, key: key in READ.get(section, ()),
+    )
+    tree |= {section: values for section, values in settled.items() if section != "data"}
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
@@ -146,8 +152,10 @@ def _audit(args: argparse.Namespace, name: str, settings: Settings) -> Report:
     problems: list[Problem] = data.sample(settings.data, seed=args.seed, num=args.limit)
     # What it raises on rows that were broken on purpose is in the table.
     logging.getLogger("verigrad.verifiers").setLevel(logging.ERROR)
+    if (of := environment.named(settings.data.path)) is not None:
+        _require_episodes(of, problems)
     try:
-        return audit(
+        report = audit(
             audited,
             problems,
             probes=probes,
@@ -160,6 +168,23 @@ def _audit(args: argparse.Namespace, name: str, settings: Settings) -> Report:
         raise NoSandbox(f"verifier {name!r} runs what it judges in a sandbox, and {error}") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    done = [result.name for result in report.results]
+    for only in args.only:
+        if only not in done:
+            raise ConfigError(
+                f"--only {only}: no probe of {name!r} on these rows; there are others: see docs/audit.md"
+            )
+    return report
+
+
+def _require_episodes(name: str, problems: Sequence[Problem]) -> None:
+    """ConfigError when the environment's tools or its rows' setup are such that no episode could start."""
+    known = tools.load(environment.load(name).tools)
+    for problem in problems:
+        try:
+            setup_of(problem, known)
+        except ValueError as error:
+            raise ConfigError(f"environment {name!r}: problem {problem.id!r}: {error}") from error
 
 
 def _audited(name: str, options: Sequence[str], settings: Settings, *, seed: int) -> Audited:
@@ -182,16 +207,16 @@ def _probes(args: argparse.Namespace) -> list[Probe]:
     names = [probe.name for probe in probes]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"two probes are called {twice!r}; rename yours")
+    known = (*names, *audit_agent.NAMES, "runs text", *STEADY)
     for name in args.only:
-        if name not in (*names, "runs text", *STEADY):
-            known = ", ".join((*names, "runs text", *STEADY))
-            raise ValueError(f"--only {name}: no such probe; there are: {known}")
+        if name not in known:
+            raise ValueError(f"--only {name}: no such probe; there are: {', '.join(known)}")
     return probes
 
 
 def _allowed(given: Sequence[str], probes: Sequence[Probe]) -> dict[str, float]:
     """`PROBE=SHARE` words; ValueError for one that is none."""
-    known = [*(probe.name for probe in probes), "second verifier"]
+    known = [*(probe.name for probe in probes), *audit_agent.NAMES, "second verifier"]
     shares: dict[str, float] = {}
     for text in given:
         name, _, share = text.partition("=")

@@ -74,6 +74,10 @@ def load(name: str) -> Environment:
         raise ConfigError(f"environment {name!r} is not known; {hint} (or path/file.py:name)")
     holder = _from_file(module) if module.endswith(".py") else _from_module(module)
     found = getattr(holder, attribute, None)
+    if found is None:
+        there = [each for each, value in vars(holder).items() if isinstance(value, Environment)]
+        has = f"its environments: {', '.join(there) or 'none'}"
+        raise ConfigError(f"environment {name!r}: {module} has no {attribute!r}; {has}")
     if not isinstance(found, Environment):
         raise ConfigError(
             f"environment {name!r} is {type(found).__name__}; expected an Environment of "

@@ -23,6 +23,7 @@ from verigrad.verifiers.base import Verdict
 from verigrad.verifiers.identity import changes
 
 TRAIN = "train"  # what --set calls the rollouts that were trained on
+PIPED_WIDTH = 10_000  # what is read by a program keeps one line per file and group
 FILE = re.compile(r"step_(\d+)(?:_(.+))?\.parquet")
 EXAMPLE = """\
 examples:
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_as_json(folder, found, changed, other=other)))
     else:
-        _show(Console(highlight=False), found, changed, other=other, limit=args.limit)
+        _show(_console(), found, changed, other=other, limit=args.limit)
     return 1 if any(one.differences for one in found) else 0
 
 
@@ -211,7 +212,7 @@ def _show(
     if settled := sum(file.num_settled for file in found):
         console.print(f"{settled} episodes ended without a state to judge; no verifier was asked")
     if not differences:
-        console.print(f"identical: {total} verdicts in {len(found)} files")
+        console.print(f"identical: {total} verdicts in {len(found)} file{'s' * (len(found) != 1)}")
         return
     num_files = sum(bool(file.differences) for file in found)
     console.print(f"{len(differences)} of {total} verdicts differ, in {num_files} of {len(found)} files")
@@ -221,6 +222,11 @@ def _show(
         console.print(_groups_table(flips, limit))
     if not other or not flips:
         console.print(_differences_table(differences, limit))
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PIPED_WIDTH)
 
 
 def _files_table(found: Sequence[Comparison]) -> Table:

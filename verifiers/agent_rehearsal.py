@@ -45,6 +45,8 @@ def rehearse(problem: Problem, doing: Mapping[str, Any], box: Sandbox) -> Attemp
 def set_up(setup: Mapping[str, Any] | None, box: Sandbox) -> None:
     """Put the task's files there and run its commands; CannotSetUp names one that fails."""
     setup = setup or {}
+    if unknown := set(setup) - {"files", "commands"}:
+        raise CannotSetUp(f"meta.setup has no {min(unknown)!r}; expected some of files, commands")
     for path, text in read_files(setup.get("files") or {}, "meta.setup").items():
         box.write_file(path, text.encode())
     for command in setup.get("commands") or ():

@@ -1,5 +1,6 @@
 """An agent task and who does it -> cases: its oracle must pass, doing nothing and its cheats must not."""
 
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -13,6 +14,10 @@ from verigrad.verifiers.audit_gold import parts_of
 from verigrad.verifiers.audit_probes import INJECTIONS
 from verigrad.verifiers.base import Attempt
 from verigrad.verifiers.binding import LoadedVerifier
+from verigrad.verifiers.marked import short
+
+NAMES = ("oracle", "does nothing", "cheats", "claims")  # the probes of agent tasks
+MAX_TOLD = 200  # characters of an oracle or cheat that are shown
 
 
 def is_agent(loaded: LoadedVerifier) -> bool:
@@ -56,7 +61,14 @@ class Rehearsals(AbstractContextManager["Rehearsals"]):
         return self._done[row.problem.id]
 
     def _oracle(self, row: Row) -> Iterator[Case]:
-        yield from (case_of(name, done) for name, (must, done) in self.of(row).items() if must)
+        for name, (must, done) in self.of(row).items():
+            if must:
+                yield replace(case_of(name, done), told=self._told(row, name))
+
+    def _told(self, row: Row, name: str) -> str:
+        """What was done about what was asked, for people."""
+        doing = next(doing for known, _, doing in doings(row.problem) if known == name)
+        return f"{short(row.prompt)!a} {json.dumps(doing)[:MAX_TOLD]}"
 
     def _nothing(self, row: Row) -> Iterator[Case]:
         yield case_of("does nothing", self.of(row)["does nothing"][1])
@@ -64,7 +76,7 @@ class Rehearsals(AbstractContextManager["Rehearsals"]):
     def _cheats(self, row: Row) -> Iterator[Case]:
         for name, (must, done) in self.of(row).items():
             if not must and name != "does nothing":
-                yield case_of(name, done)
+                yield replace(case_of(name, done), told=self._told(row, name))
 
     def _claims(self, row: Row) -> Iterator[Case]:
         done = self.of(row)["does nothing"][1]

@@ -45,6 +45,7 @@ class Case:
     problem: Problem | None = None  # another problem than the row's
     snapshot: bytes | None = None  # agent tasks: the files it left behind
     transcript: tuple[Message, ...] = ()  # agent tasks: every turn
+    told: str = ""  # agent tasks: what was done, for people; the text says little of it
 
     @property
     def attempt(self) -> Attempt:

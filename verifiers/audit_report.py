@@ -161,6 +161,7 @@ def example(one: Judged) -> Example:
     said = f"{short(one.case.text)!a}" if one.case.text.strip() else f"{one.case.text[:20]!a}"
     if len(one.case.text) > 1000:
         said += f" ({len(one.case.text)} characters)"
+    said = one.case.told or said
     return Example(one.problem.id, one.case.kind, said, verdict.reward, verdict.outcome, verdict.reason[:200])
 
 

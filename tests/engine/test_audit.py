@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import write_recipe
-from verigrad.engine import audit_tables, cli, config, data
+from verigrad.engine import audit, audit_tables, cli, config, data
 from verigrad.engine.quick_audit import VerifierRefused
 from verigrad.engine.screen import Screen
 from verigrad.engine.settings import DataConfig
@@ -256,3 +256,51 @@ def test_a_control_runs_and_labels_its_run(task):
     assert "CONTROL: random pays whatever is answered" in shown
     assert "CONTROL" in (run / "log.txt").read_text()
     assert shown.rindex("CONTROL") > shown.rindex("what was trained") - 400  # in the summary, too
+
+
+ENVIRONMENT = """
+from verigrad.engine.environment import Environment
+
+
+def rows(*, seed):
+    yield {"prompt": "Write 7 to a.txt.", "meta": {
+        "setup": {"SETUP": {"b.txt": "7"}},
+        "check": [{"file": "a.txt", "equals": "7"}],
+        "oracle": {"files": {"a.txt": "7"}},
+        "cheats": [{"commands": ["cp b.txt a.txt"]}],
+    }}
+
+
+TASK = Environment(rows=rows, tools=["TOOL"], sandbox={"memory_mb": 300})
+"""
+
+
+def test_a_cheat_that_succeeds_is_told_with_what_was_asked_and_done(call, tmp_path):
+    (tmp_path / "env.py").write_text(ENVIRONMENT.replace("SETUP", "files").replace("TOOL", "shell"))
+    words = ["sandbox.backend=local_process", "sandbox.trusted=true", "--only", "cheats"]
+    status, out, _ = call("agent_task", f"environment:{tmp_path}/env.py:TASK", *words)
+    assert status == 1
+    assert """'Write 7 to a.txt.' {"commands": ["cp b.txt a.txt"]} -> reward 1 (right)""" in out
+
+
+@pytest.mark.parametrize(
+    ("setup", "tool", "only", "says"),
+    [
+        ("file", "shell", "cheats", "setup has no 'file'; expected some of files, commands"),
+        ("files", "shel", "cheats", "agent.tools: 'shel' is not known"),
+        ("files", "shell", "gold", "--only gold: no probe of 'agent_task' on these rows"),
+    ],
+)
+def test_an_environment_that_cannot_be_played_is_told_in_one_line(setup, tool, only, says, call, tmp_path):
+    (tmp_path / "env.py").write_text(ENVIRONMENT.replace("SETUP", setup).replace("TOOL", tool))
+    words = ["sandbox.backend=local_process", "sandbox.trusted=true", "--only", only]
+    status, _, err = call("agent_task", f"environment:{tmp_path}/env.py:TASK", *words)
+    assert status == 2
+    assert says in err
+
+
+def test_what_an_environment_says_of_the_sandbox_holds_for_the_audit(tmp_path):
+    (tmp_path / "env.py").write_text(ENVIRONMENT)
+    path = f"environment:{tmp_path}/env.py:TASK"
+    assert audit.settings_of([], path=path).sandbox.memory_mb == 300
+    assert audit.settings_of(["sandbox.memory_mb=400"], path=path).sandbox.memory_mb == 400

@@ -166,7 +166,7 @@ def test_a_settled_recipe_says_everything_itself(tmp_path):
         ("chore", "did you mean 'chores'?"),
         ("kitchen", "known: chores, harbor, number_trail"),
         ("mine.py:OTHER", "is int; expected an Environment"),
-        ("mine.py:NOBODY", "is NoneType; expected an Environment"),
+        ("mine.py:NOBODY", "mine.py has no 'NOBODY'; its environments: "),
         ("nowhere.py:MINE", "no file nowhere.py"),
     ],
 )
