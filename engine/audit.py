@@ -33,10 +33,12 @@ examples:
   verigrad audit my_verifier.py:check tasks.jsonl --option strict=true --limit 200 -o audit.json
   verigrad audit math_answer gsm8k.jsonl 'data.columns={prompt="question"}' --second exact_match
   verigrad audit --sandbox bubblewrap
+  verigrad audit agent_task environment:chores --limit 4
 
-DATA is a .jsonl, .parquet or .csv file, a hub id or a maker, as in recipes; settings of [data], [verifier]
-and [sandbox] follow as section.key=value. What each probe does, and its limit: docs/audit.md. A probe of your
-own: --probe path/to/file.py:name, or an entry point of the group verigrad.probes.
+DATA is a .jsonl, .parquet or .csv file, a hub id, a maker or environment:NAME, as in recipes; settings of
+[data], [verifier] and [sandbox] follow as section.key=value. What each probe does, and its limit:
+docs/audit.md. A probe of your own: --probe path/to/file.py:name, or an entry point of the group
+verigrad.probes.
 """
 
 
@@ -237,7 +239,7 @@ def _sandbox(args: argparse.Namespace, settings: Settings) -> int:
         raise ConfigError("sandbox.backend and --sandbox both name a sandbox; remove one")
     wanted = settings.sandbox.model_copy(update={"backend": args.sandbox})
     spec = sandboxing.chosen(wanted).spec
-    if not args.json:
+    if not args.json and not args.only:
         print(f"{spec.backend}: the checks use real limits and take about a minute", file=sys.stderr)
     try:
         results = conformance.run(spec, args.only or None)

@@ -105,7 +105,9 @@ def show_checks(name: str, rows: Sequence[Mapping[str, Any]], *, num_broken: int
         table.add_row(str(row["name"]), status, str(row["promise"]), str(row.get("detail", "")))
     console.print(table, highlight=False)
     told = f"{num_broken} broken" if num_broken else "all that apply are held"
-    console.print(f"{name}: {len(rows)} promises, {told}", highlight=False, markup=False)
+    console.print(
+        f"{name}: {len(rows)} promise{'s' * (len(rows) != 1)}, {told}", highlight=False, markup=False
+    )
 
 
 def _console() -> Console:

@@ -80,7 +80,7 @@ def row_of(path: Path, *, prepared: bool) -> dict[str, Any]:
     """One task as a row."""
     task = read_harbor(path) if (path / "task.toml").is_file() else read_terminal_bench(path)
     if task.image and not prepared:
-        raise refusal(path, f"it runs in an image of its own ({task.image})")
+        raise unprepared(path, f"it runs in an image of its own ({task.image})")
     image = read_image(path, task.context, prepared=prepared)
     rewrite = Rewrite(image.workdir)
     setup: dict[str, Any] = {"files": rewrite.files({**image.files})}
@@ -194,7 +194,7 @@ def read_image(path: Path, context: Path, *, prepared: bool) -> Image:
     dockerfile = context / "Dockerfile"
     if not dockerfile.is_file():
         if any((context / name).is_file() for name in RECIPES_OF_IMAGES) and not prepared:
-            raise refusal(path, "its place is described by a compose file")
+            raise unprepared(path, "its place is described by a compose file")
         return Image("/app", texts_below(context, path) if context != path else {})
     workdir, files = "/app", dict[str, str]()
     for word, rest in instructions(required(dockerfile)):
@@ -203,7 +203,7 @@ def read_image(path: Path, context: Path, *, prepared: bool) -> Image:
         elif word in ("COPY", "ADD") and not prepared:
             files |= copied(rest.split(), context, workdir, path)
         elif word not in IGNORED and not prepared:
-            raise refusal(path, f"its Dockerfile does more than copy files ({word} {rest[:40]})")
+            raise unprepared(path, f"its Dockerfile does more than copy files ({word} {rest[:40]})")
     return Image(workdir, {} if prepared else files)
 
 
@@ -219,19 +219,21 @@ def copied(words: list[str], context: Path, workdir: str, path: Path) -> dict[st
     """The files that one COPY puts below the working folder."""
     words = [word for word in words if not word.startswith(("--chown", "--chmod"))]
     if len(words) < 2 or words[0].startswith(("--", "[", "http")):
-        raise refusal(path, f"its Dockerfile copies in a way that is not followed ({' '.join(words)[:40]})")
+        raise unprepared(
+            path, f"its Dockerfile copies in a way that is not followed ({' '.join(words)[:40]})"
+        )
     *sources, target = words
     absolute = target if target.startswith("/") else f"{workdir}/{target}"
     below = f"{absolute.replace('/./', '/').removesuffix('/.').rstrip('/')}/".removeprefix(f"{workdir}/")
     if below.startswith("/"):
-        raise refusal(path, f"its Dockerfile copies to {target}, outside its working folder {workdir}")
+        raise unprepared(path, f"its Dockerfile copies to {target}, outside its working folder {workdir}")
     files: dict[str, str] = {}
     for source in sources:
         matches = (
             sorted(context.glob(source.removeprefix("./").rstrip("/") or ".")) if source != "." else [context]
         )
         if not matches or any(not one.resolve().is_relative_to(context.resolve()) for one in matches):
-            raise refusal(path, f"its Dockerfile copies {source}, which is not there")
+            raise unprepared(path, f"its Dockerfile copies {source}, which is not there")
         for match in matches:
             if match.is_dir():
                 files |= {f"{below}{name}": text for name, text in texts_below(match, path).items()}
@@ -304,6 +306,11 @@ def seconds_of(value: Any, path: Path) -> float:
 
 def refusal(path: Path, why: str) -> ConfigError:
     """Why a task cannot be had."""
+    return ConfigError(f"task {path.name}: {why}. Mend it, or leave it out with data.options.names.")
+
+
+def unprepared(path: Path, why: str) -> ConfigError:
+    """Why a task cannot be had without an image that somebody builds."""
     return ConfigError(
         f"task {path.name}: {why}. Leave it out with data.options.names, or build its image, set "
         "sandbox.image to it and data.options.prepared = true."

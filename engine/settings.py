@@ -286,7 +286,7 @@ class SandboxConfig(Section):
     cpus: float = Field(default=1.0, gt=0)
     """Processors one sandbox can use."""
     options: dict[str, Any] = {}
-    """Keyword arguments for a sandbox that is not built in."""
+    """Keyword arguments for a sandbox other than container, bubblewrap and local_process."""
     retries: int = Field(default=2, ge=0)
     """More sandboxes tried for one check after one was lost under it."""
     patience_s: float = Field(default=60.0, ge=0)
@@ -319,7 +319,7 @@ class AgentConfig(Section):
     artifacts: list[str] = ["."]
     """Files and folders of the final state that are kept and judged."""
     artifact_mb: int = Field(default=4, ge=1)
-    """Most of it, in MiB; an attempt that leaves more is wrong."""
+    """Most that agent.artifacts may hold together, in MiB; an attempt that leaves more is wrong."""
 
 
 class AlgorithmConfig(Section):

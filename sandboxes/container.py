@@ -274,9 +274,9 @@ def engine(docker_host: str = "", *, timeout_s: float, keep: bool = False) -> It
         if api is None:
             raise SandboxUnavailable(
                 f"no Docker engine answered at {where}; start it, or set sandbox.docker_host or DOCKER_HOST "
-                f"({one_line(error)})"
+                f"({build.one_line(error)})"
             ) from error
-        raise SandboxLost(f"the Docker engine at {where} failed ({one_line(error)})") from error
+        raise SandboxLost(f"the Docker engine at {where} failed ({build.one_line(error)})") from error
     finally:
         if api is not None and not keep:
             api.close()
@@ -326,13 +326,3 @@ def _start_of(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         return ""
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text without line breaks, cut short; only the system's where that is what lies below it."""
-    below: BaseException | None = error
-    while below is not None:
-        if isinstance(below, OSError) and below.strerror:
-            return below.strerror
-        below = below.__cause__ or below.__context__
-    return " ".join(str(error).split())[:200]

@@ -81,7 +81,7 @@ def connect(docker_host: str = "") -> Any:
     except docker.errors.DockerException as error:
         raise SandboxUnavailable(
             f"no Docker engine answered at {where}; start it, or set DOCKER_HOST or sandbox.docker_host "
-            f"({_one_line(error)})"
+            f"({one_line(error)})"
         ) from error
     return engine
 
@@ -110,7 +110,7 @@ def _from_registry(engine: Any, name: str, say: Callable[[str], None]) -> str | 
         # network: an engine without a bridge has no other
         engine.images.build(path=str(DOCKERFILE.parent), tag=name, rm=True, network_mode="host")
     except (docker.errors.DockerException, requests.RequestException) as error:
-        return _one_line(error)
+        return one_line(error)
     finally:
         engine.api.timeout = timeout
     return None
@@ -196,10 +196,16 @@ def _import(engine: Any, root: Path, name: str) -> None:
             )
         except docker.errors.DockerException as error:
             packing.kill()
-            raise SandboxUnavailable(f"the engine took no image: {_one_line(error)}") from error
+            raise SandboxUnavailable(f"the engine took no image: {one_line(error)}") from error
     if packing.returncode or '"error"' in said:
         raise SandboxUnavailable(f"the engine took no image: {said.strip()[-300:]}")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
+    """An error's text without line breaks, cut short; only the system's where that is what lies below it."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, OSError) and below.strerror:
+            return below.strerror
+        below = below.__cause__ or below.__context__
     return " ".join(str(error).split())[:300]

@@ -275,7 +275,8 @@ def test_what_a_dead_owner_left_is_swept_and_what_a_living_one_has_is_not(api):
     [
         (
             {"docker_host": "unix:///nonexistent/docker.sock"},
-            "no Docker engine answered at unix:///nonexistent",
+            "no Docker engine answered at unix:///nonexistent/docker.sock; start it, or set "
+            "sandbox.docker_host or DOCKER_HOST (No such file or directory)",
         ),
         ({"image": "verigrad/none:1"}, "there is no image verigrad/none:1; pull or build it"),
         ({"runtime": "warp"}, "no runtime 'warp'"),
