@@ -1,11 +1,12 @@
-"""Small programs through each sandbox, `docker exec`, `docker run` and a bare python3: latency and programs/s.
+"""Small programs through each sandbox, `docker exec`, `docker run` and a bare python3: latency, programs/s.
 
     python benchmarks/sandbox.py [--rounds 200] [--backends container bubblewrap local_process]
 
-A round runs one program each way, in an order that rotates, so that a machine that grows slower does so for all.
-The clock covers the program's file being written, the program, and all of it being wiped: through the warm pool
-`write_file`, `exec` and the reset; for the bare subprocess a file, `python3 file.py` and its removal. Programs per
-second are those of one slot, program after program. A row is appended to benchmarks/results/sandbox.jsonl.
+A round runs one program each way, in an order that rotates, so that a machine that grows slower does so for
+all. The clock covers the program's file being written, the program, and all of it being wiped: through the
+warm pool `write_file`, `exec` and the reset; for the bare subprocess a file, `python3 file.py` and its removal.
+Programs per second are those of one slot, program after program. A row is appended to
+benchmarks/results/sandbox.jsonl.
 """
 
 import argparse
