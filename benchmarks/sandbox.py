@@ -4,7 +4,7 @@
 
 A round runs one program each way, in an order that rotates, so that a machine that grows slower does so for
 all. The clock covers the program's file being written, the program, and all of it being wiped: through the
-warm pool `write_file`, `exec` and the reset; for the bare subprocess a file, `python3 file.py` and its removal.
+warm pool `write_file`, `exec` and the reset; for the bare subprocess a file, `python3 file.py`, its removal.
 Programs per second are those of one slot, program after program. A row is appended to
 benchmarks/results/sandbox.jsonl.
 """
