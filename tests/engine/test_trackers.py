@@ -17,6 +17,7 @@ from verigrad.engine.config import ConfigError, load
 from verigrad.engine.run import Run, read_jsonl
 from verigrad.engine.schema import Evaluation
 from verigrad.engine.trackers import Held, TrackerError, Trackers, numbers
+from verigrad.verifiers.pool_stats import CLOCKED
 
 ALL = ["tensorboard", "wandb", "trackio"]
 NO_ACCOUNTS = {"WANDB_MODE": "offline"}
@@ -128,7 +129,12 @@ def recorded(run):
 
 def without_times(rows):
     """A step done again after a kill took another time; which of the two a tracker shows is its affair."""
-    return [row for row in rows if not row[1].startswith(("seconds/", "tokens_per_s"))]
+    clocked = tuple(f"verify/{name}" for name in CLOCKED)
+    return [
+        row
+        for row in rows
+        if not row[1].startswith(("seconds/", "tokens_per_s")) and not row[1].endswith(clocked)
+    ]
 
 
 def assert_all_hold(run):

@@ -86,7 +86,7 @@ def test_local_process_keeps_what_it_promises_and_not_what_it_does_not():
         ("NeverWipes", ["files_are_wiped", "anything_can_be_wiped"]),
         ("LeaksTheEnvironment", ["environment_of_the_judge"]),
         ("FollowsLinks", ["links_are_not_read", "no_path_leads_outside", "missing_file"]),
-        ("ForgetsLimits", ["wall_time", "file_size", "processes", "threads", "exact_output_limit"]),
+        ("ForgetsLimits", ["wall_time", "file_size", "processes", "exact_output_limit"]),
         ("SaysAllIsWell", ["exit_codes", "own_signals", "wall_time", "memory_of_a_process", "output_flood"]),
         ("ReadsText", ["binary_output"]),
     ],
