@@ -23,6 +23,7 @@ def files_of_the_host(bench: Bench) -> None:
         secret.chmod(0o644)
         bench.attack(f"""
 places = [{str(secret)!r}, {str(Path.cwd())!r}, {str(Path(__file__).resolve())!r}, {str(Path.home())!r}]
+# targets of the attack: where machines keep what no program may read
 places += ["/etc/shadow", "/root/.ssh", "/proc/1/root/root", "/var/lib/docker", "/boot/grub"]
 for place in places:
     if os.path.isdir(place):

@@ -102,18 +102,18 @@ def marks_in_code(rng: random.Random) -> Chore:
         for _ in range(rng.randint(4, 12)):
             kind = rng.random()
             if kind < 0.35:
-                lines.append(f"x = {rng.randint(1, 9)}  # TODO check this")
+                lines.append(f"x = {rng.randint(1, 9)}  # LATER check this")
                 total += 1
             elif kind < 0.6:
-                lines.append(f"# todo {rng.choice(WORDS)}")
+                lines.append(f"# later {rng.choice(WORDS)}")
                 all_of_them += 1
             else:
                 lines.append(f"print({rng.choice(WORDS)!r})")
         files[f"src/{name}.py"] = "\n".join(lines) + "\n"
-    files["src/notes.txt"] = "TODO: write this down\nTODO: that, too\n"
+    files["src/notes.txt"] = "LATER: write this down\nLATER: that, too\n"
     wanted = total
     return asks(
-        "How many lines of the .py files in src hold the word TODO, in capital letters?",
+        "How many lines of the .py files in src hold the word LATER, in capital letters?",
         str(wanted), files=files, guesses=[str(wanted + 2), str(wanted + all_of_them + 3)],
         renamed=("src",),
     )  # fmt: skip

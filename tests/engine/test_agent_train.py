@@ -2,11 +2,11 @@
 
 import itertools
 import json
-import os
 
 import pyarrow.parquet as pq
 import pytest
 
+from tests import boxes
 from tests.agents import TRUSTED, calling_model, memory_pool, tokenizer
 from tests.tiny import Forked, config
 from verigrad.engine import pack, rollout_file
@@ -16,7 +16,6 @@ from verigrad.engine.policy import Policy
 from verigrad.engine.rollout import SamplingParams
 from verigrad.engine.rollout_backends import build_engine, build_prompter
 from verigrad.engine.run import read_jsonl
-from verigrad.sandboxes import registry as sandboxes
 from verigrad.verifiers.base import Problem
 
 BACKENDS = ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
@@ -150,10 +149,7 @@ def test_a_run_with_tools_trains_and_records(tmp_path, backend):
 
 
 def test_a_run_with_tools_in_bubblewrap(tmp_path):
-    why = sandboxes.load("bubblewrap").unavailable({})
-    if why and os.environ.get("VERIGRAD_REQUIRE_ALL") != "1":
-        # a machine without it tests the rest; CI has it and never gets here
-        pytest.skip(why)
+    boxes.require("bubblewrap")
     check_run(*trained(tmp_path, backend="transformers", sandbox='backend = "bubblewrap"'))
 
 

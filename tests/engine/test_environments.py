@@ -1,30 +1,24 @@
 """Environments: found by name, settled into recipes; of every task the oracle passes, and nothing else."""
 
 import dataclasses
-import os
 
 import pytest
 
+from tests import boxes
 from verigrad.engine import config, environment, makers
 from verigrad.engine.config import ConfigError
 from verigrad.engine.data import normalised, to_problem
 from verigrad.engine.episode_row import setup_of
 from verigrad.engine.recipes import chores, number_trail
-from verigrad.sandboxes import registry as sandboxes
 from verigrad.sandboxes.base import SandboxSpec
 from verigrad.sandboxes.pool import SandboxPool, SandboxSettings
 from verigrad.verifiers import registry
 from verigrad.verifiers.agent_rehearsal import doings, rehearse
 
-KINDS = [pytest.param("container", marks=pytest.mark.docker), "bubblewrap"]
 
-
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=boxes.KINDS)
 def pool(request):
-    why = sandboxes.load(request.param).unavailable({})
-    if why and os.environ.get("VERIGRAD_REQUIRE_ALL") != "1":
-        # a machine without it tests the rest; CI has both and never gets here
-        pytest.skip(why)
+    boxes.require(request.param)
     with SandboxPool(SandboxSettings(SandboxSpec(request.param))) as opened:
         yield opened
 

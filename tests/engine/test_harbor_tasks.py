@@ -1,28 +1,22 @@
 """Task folders of Harbor and terminal-bench -> rows whose oracle passes in our sandboxes."""
 
 import dataclasses
-import os
 
 import pytest
 
+from tests import boxes
 from verigrad.engine import harbor_tasks, makers
 from verigrad.engine.config import ConfigError
 from verigrad.engine.data import to_problem
-from verigrad.sandboxes import registry as sandboxes
 from verigrad.sandboxes.base import HOME, SandboxSpec
 from verigrad.sandboxes.pool import SandboxPool, SandboxSettings
 from verigrad.verifiers import registry
 from verigrad.verifiers.agent_rehearsal import rehearse
 
-KINDS = [pytest.param("container", marks=pytest.mark.docker), "bubblewrap"]
 
-
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=boxes.KINDS)
 def pool(request):
-    why = sandboxes.load(request.param).unavailable({})
-    if why and os.environ.get("VERIGRAD_REQUIRE_ALL") != "1":
-        # a machine without it tests the rest; CI has both and never gets here
-        pytest.skip(why)
+    boxes.require(request.param)
     with SandboxPool(SandboxSettings(SandboxSpec(request.param))) as opened:
         yield opened
 
@@ -181,10 +175,10 @@ def test_a_task_that_cannot_be_had_is_refused_in_one_line(change, says, tmp_path
 
 
 def test_a_prepared_image_brings_what_the_dockerfile_installs(tmp_path):
-    install = {"environment/Dockerfile": "FROM x\nWORKDIR /srv/work\nRUN make everything\n"}
+    install = {"environment/Dockerfile": "FROM x\nWORKDIR /srv/app\nRUN make everything\n"}
     write(tmp_path / "one", HARBOR | install)
     (row,) = harbor_tasks.tasks(seed=0, folder=str(tmp_path), prepared=True)
-    assert row["meta"]["setup"] == {"files": {}, "commands": ["cp -a /srv/work/. ."]}
+    assert row["meta"]["setup"] == {"files": {}, "commands": ["cp -a /srv/app/. ."]}
 
 
 def test_a_link_in_a_task_brings_no_file_of_this_machine(tmp_path):

@@ -18,7 +18,7 @@ class Fake(Backend):
         return self.reason
 
     def open(self, **options):
-        raise NotImplementedError
+        raise AssertionError("listing opens none")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ class Mine(Backend):
         return options.get("why")
 
     def open(self, **options):
-        raise NotImplementedError
+        raise AssertionError("choosing opens none")
 
 not_one = 3
 """

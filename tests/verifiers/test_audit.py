@@ -114,7 +114,7 @@ def silent_zero(text, answer):
 def evaluates(text, answer):
     try:
         return eval(boxed(text) or text, {}) == int(answer)
-    except Exception:
+    except Exception:  # broken on purpose: what cannot be evaluated is called wrong
         return False
 
 

@@ -1,26 +1,20 @@
 """Hostile and honest programs of code_cases.jsonl, judged through `verigrad verify` in the real sandboxes."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from tests import boxes
 from verigrad.engine import cli
-from verigrad.sandboxes import registry
 
 ROWS = [json.loads(line) for line in Path(__file__).with_name("code_cases.jsonl").read_text().splitlines()]
-REQUIRE_ALL = os.environ.get("VERIGRAD_REQUIRE_ALL") == "1"
 
 
-@pytest.fixture(scope="module", params=["bubblewrap", pytest.param("container", marks=pytest.mark.docker)])
+@pytest.fixture(scope="module", params=boxes.KINDS)
 def sandbox(request):
-    reason = registry.load(request.param).unavailable({})
-    if reason and not REQUIRE_ALL:
-        # a laptop without it can test the rest; CI never gets here (REQUIRE_ALL)
-        pytest.skip(reason)
-    assert reason is None, reason
+    boxes.require(request.param)
     return request.param
 
 
