@@ -109,6 +109,7 @@ def test_a_program_behaves_as_in_an_interpreter_of_its_own(name, box, tmp_path):
         input=stdin,
         capture_output=True,
         env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
+        start_new_session=True,
     )
     home = box.exec(["pwd"]).stdout.strip()
     code = -ours.signal if ours.status == "signalled" else ours.exit_code
