@@ -19,6 +19,9 @@ STATUSES = "exit status: 0 done, 1 the work failed, 2 your input is wrong, 130 i
 VERBS = {
     "train": "train a model from verifiable rewards, or a recipe's stages in order; resumes by itself",
     "sft": "fine-tune a model on written answers; resumes by itself",
+    "prefer": "train on preferences: DPO, IPO, KTO, ORPO, SimPO, CPO; resumes by itself",
+    "reward": "train reward models on preferences or labelled steps; resumes by itself",
+    "label": "have a judge prefer, score or revise answers (RLAIF, Constitutional AI); resumes by itself",
     "sample": "sample a model's answers and keep those that the verifier accepts; resumes by itself",
     "algorithms": "list the algorithms there are, and what each is made of",
     "eval": "score models and run folders on held-out problems, and compare them",
@@ -30,7 +33,7 @@ VERBS = {
 }
 """Verb -> what it does. Those of RECIPE_VERBS take a recipe; the others bring their own arguments."""
 
-RECIPE_VERBS = ("train", "sft", "sample")
+RECIPE_VERBS = ("train", "sft", "prefer", "reward", "label", "sample")
 
 MODULES = {
     "algorithms": "verigrad.engine.list_algorithms",
@@ -52,6 +55,21 @@ RECIPE_EXAMPLES = {
   verigrad sft my_answers.toml
   verigrad sft my_answers.toml optim.lr=2e-5 sft.batch_size=64
   verigrad sft my_answers.toml --dry-run
+""",
+    "prefer": """examples:
+  verigrad prefer my_pairs.toml
+  verigrad prefer my_pairs.toml prefer.loss=simpo optim.lr=1e-6
+  verigrad prefer my_pairs.toml data.path=runs/NAME     pairs made of a run's rollouts
+""",
+    "reward": """examples:
+  verigrad reward my_pairs.toml
+  verigrad reward my_pairs.toml reward.members=3 reward.split=folds
+  verigrad reward my_steps.toml reward.kind=steps
+""",
+    "label": """examples:
+  verigrad label my_questions.toml
+  verigrad label my_questions.toml label.constitution=principles.md judge.url=http://localhost:8000/v1
+  verigrad label my_questions.toml label.task=revise
 """,
     "sample": """examples:
   verigrad sample my_problems.toml

@@ -233,8 +233,10 @@ def differences(ours: Config, theirs: Config) -> list[str]:
 
 def batch_algebra(c: Config) -> list[tuple[str, str]]:
     """What one step will do, in numbers, for `--dry-run`."""
-    if c.verb == "sft":
-        return _sft_algebra(c)
+    if c.verb in ("sft", "prefer", "reward"):
+        return _offline_algebra(c)
+    if c.verb == "label":
+        return [("rows", str(c.label.num_rows) if c.label.num_rows else "all of data.path")]
     if c.verb == "sample":
         return _sample_algebra(c)
     P, G = c.rollout.groups_per_step, c.rollout.group_size
@@ -256,13 +258,23 @@ def batch_algebra(c: Config) -> list[tuple[str, str]]:
     return lines
 
 
-def _sft_algebra(c: Config) -> list[tuple[str, str]]:
-    size, longest = c.sft.batch_size, c.sft.max_length
+def _offline_algebra(c: Config) -> list[tuple[str, str]]:
+    """A row of `prefer` and of `reward` is a pair: two sequences, each of up to max_length."""
+    sizes = {
+        "sft": ("examples", c.sft.batch_size, c.sft.max_length),
+        "prefer": ("rows", c.prefer.batch_size, c.prefer.max_length),
+        "reward": ("rows", c.reward.batch_size, c.reward.max_length),
+    }
+    what, size, longest = sizes[c.verb]
+    single = c.verb == "sft" or (c.prefer.loss == "kto" if c.verb == "prefer" else c.reward.kind == "steps")
+    sequences = size if single else 2 * size
+    members = c.reward.members if c.verb == "reward" else 1
     return [
-        ("examples", f"{c.train.num_steps} steps x {size} = {c.train.num_steps * size:,}"),
-        ("tokens per optimizer step", f"at most {size} x {longest} = {size * longest:,}"),
+        (what, f"{c.train.num_steps} steps x {size} = {c.train.num_steps * size:,}"),
+        *([("members", str(members))] if members > 1 else []),
+        ("tokens per optimizer step", f"at most {sequences} x {longest} = {sequences * longest:,}"),
         ("packed passes per optimizer step",
-         f"at most {-(-size // max(1, c.policy.tokens_per_batch // longest))} "
+         f"at most {-(-sequences // max(1, c.policy.tokens_per_batch // longest))} "
          f"of {c.policy.tokens_per_batch:,} tokens"),
     ]  # fmt: skip
 

@@ -1,47 +1,72 @@
 """What each command reads of a recipe; the rest would have no effect there, and is refused in its recipe.
 
-One recipe file is for one command: the one whose own section, [sft] or [sample], it brings, else `train`.
+One recipe file is for one command: the one whose own section ([sft], [prefer], ...) it brings, else `train`.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from verigrad.engine.settings import Config, Verb
+from verigrad.engine.settings import OWN_SECTIONS, Config, Verb
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
-OWN = ("sft", "sample")  # sections of one command alone, named as it
+LEARNS = frozenset({"train", "run", "data", "prompts", "policy", "lora", "optim", "eval"})
 SECTIONS: Mapping[str, frozenset[str]] = {
-    "train": frozenset(Config.model_fields) - set(OWN),
-    "sft": frozenset({"train", "run", "data", "prompts", "policy", "lora", "optim", "eval", "sft"}),
+    "train": frozenset(Config.model_fields) - {*OWN_SECTIONS, "judge"},
+    "sft": LEARNS | {"sft"},
+    "prefer": LEARNS | {"prefer"},
+    "reward": LEARNS | {"reward"},
     "sample": frozenset(
         {"train", "run", "data", "prompts", "rollout", "verifier", "sandbox", "policy", "sample"}
     ),
+    "label": frozenset({"train", "run", "data", "prompts", "rollout", "policy", "judge", "label"}),
 }
 """Command -> the sections it reads."""
 
 ONLY: Mapping[tuple[str, str], frozenset[str]] = {
     ("sft", "eval"): frozenset({"every"}),
+    ("prefer", "eval"): frozenset({"every"}),
+    ("reward", "eval"): frozenset({"every", "by"}),
     ("sample", "train"): frozenset({"seed"}),
     ("sample", "run"): frozenset({"folder", "trackers", "project"}),
+    ("label", "train"): frozenset({"seed"}),
+    ("label", "run"): frozenset({"folder", "trackers", "project"}),
 }
 """Command and section -> the few settings of it that are read."""
 
+_OF_MIXTURES = frozenset({"mix", "weight"})
+_OF_TRAINING = frozenset({"gradient_checkpointing", "tokens_per_batch", "head_chunk_tokens"})
 NOT: Mapping[tuple[str, str], frozenset[str]] = {
+    ("train", "data"): _OF_MIXTURES,
     ("sft", "train"): frozenset({"num_minibatches"}),
     ("sft", "data"): frozenset({"evals"}),
     ("sft", "lora"): frozenset({"load"}),
+    ("prefer", "train"): frozenset({"num_minibatches"}),
+    ("prefer", "data"): frozenset({"evals"}),
+    ("prefer", "lora"): frozenset({"load"}),
+    ("reward", "train"): frozenset({"num_minibatches"}),
+    ("reward", "lora"): frozenset({"load"}),
+    ("reward", "policy"): frozenset({"head_chunk_tokens"}),
+    ("sample", "data"): _OF_MIXTURES,
     ("sample", "rollout"): frozenset({"group_size"}),
     ("sample", "verifier"): frozenset(
         {"audit", "audit_rows", "steady_undecided_frac", "steady_undecided_steps"}
     ),
-    ("sample", "policy"): frozenset({"gradient_checkpointing", "tokens_per_batch", "head_chunk_tokens"}),
+    ("sample", "policy"): _OF_TRAINING,
+    ("label", "data"): _OF_MIXTURES | {"eval_path", "eval_split", "num_eval", "evals"},
+    ("label", "rollout"): frozenset({"group_size"}),
+    ("label", "policy"): _OF_TRAINING,
 }
 """Command and section -> the few settings of it that are not read."""
 
+_NO_ROLLOUTS: Mapping[str, Mapping[str, Any]] = {"rollout": {"max_prompt_tokens": 1, "max_tokens": 1}}
+_NO_TRAINING: Mapping[str, Mapping[str, Any]] = {"policy": {"tokens_per_batch": 2**40}, "eval": {"every": 0}}
 NEUTRAL: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "train": {},
-    "sft": {"rollout": {"max_prompt_tokens": 1, "max_tokens": 1}},
-    "sample": {"policy": {"tokens_per_batch": 2**40}, "eval": {"every": 0}},
+    "sft": _NO_ROLLOUTS,
+    "prefer": _NO_ROLLOUTS,
+    "reward": _NO_ROLLOUTS,
+    "sample": _NO_TRAINING,
+    "label": _NO_TRAINING,
 }
 """Values for settings a command does not read, with which no check of `train` speaks up."""
 
@@ -57,7 +82,7 @@ def reads(verb: Verb, section: str, key: str) -> bool:
 
 def verb_of(tree: Mapping[str, Any]) -> Verb:
     """The command a recipe is for."""
-    return "sft" if "sft" in tree else "sample" if "sample" in tree else "train"
+    return next((verb for verb in OWN_SECTIONS if verb in tree), "train")
 
 
 def unread(tree: Mapping[str, Any], verb: Verb) -> Iterator[str]:
@@ -66,7 +91,7 @@ def unread(tree: Mapping[str, Any], verb: Verb) -> Iterator[str]:
     for section, values in tree.items():
         if section not in Config.model_fields:
             continue
-        if section in OWN and section != verb:
+        if section in OWN_SECTIONS and section != verb:
             yield f"[{section}] is for `verigrad {section}` and has no effect on `verigrad {verb}`; remove it"
         elif section not in SECTIONS[verb]:
             names.append(f"[{section}]")
@@ -98,10 +123,11 @@ def read_part(config: Config) -> dict[str, dict[str, Any]]:
 
 def contradictions(c: Config) -> Iterator[str]:
     """What cannot be in a command's own section; the shared ones are looked at by config_checks.py."""
-    if c.verb == "sft" and c.sft.max_length > c.policy.tokens_per_batch:
+    longest = {"sft": c.sft.max_length, "prefer": c.prefer.max_length, "reward": c.reward.max_length}
+    if longest.get(c.verb, 0) > c.policy.tokens_per_batch:
         yield (
             f"policy.tokens_per_batch = {c.policy.tokens_per_batch} cannot hold one example of up to "
-            f"sft.max_length = {c.sft.max_length}; raise it or lower that"
+            f"{c.verb}.max_length = {longest[c.verb]}; raise it or lower that"
         )
     if c.verb == "sample" and c.sample.keep_per_problem > c.sample.num_samples:
         yield (

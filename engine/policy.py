@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,22 +145,35 @@ class Policy:
         and every ratio is exactly 1. A non-finite loss or gradient leaves weights and optimizer alone. So do
         batches without a token that weighs: the optimizer's momentum and decay would move the weights.
         """
+        weighs = any(bool(batch.loss_weights[batch.loss_mask].any()) for batch in batches)
+        parts = (self._loss(batch, loss_fn, coefs, first=first) for batch in batches)
+        return self.step(parts, step=step, weighs=weighs)
+
+    def step(self, parts: Iterable[tuple[Tensor, LossSums]], *, step: int, weighs: bool = True) -> Update:
+        """One optimizer step on the sum of the parts' losses, each made, and let go, when it is its turn.
+
+        A part is a scalar with gradient and its sums, "loss_sum" among them. Without `weighs`, or with a
+        loss or gradient that is not finite, weights and optimizer stay as they are.
+        """
         rate = learning_rate(self.cfg.optim, step=step, num_steps=self.cfg.train.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        parts = []
-        for batch in batches:
-            loss, sums = self._loss(batch, loss_fn, coefs, first=first)
+        seen = []
+        for loss, sums in parts:
             loss.backward()  # type: ignore[no-untyped-call]
-            parts.append(sums)
+            seen.append(sums)
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optim.max_grad_norm))
-        finite = math.isfinite(norm) and math.isfinite(merge(parts)["loss"])
-        applied = finite and any(bool(batch.loss_weights[batch.loss_mask].any()) for batch in batches)
+        finite = math.isfinite(norm) and math.isfinite(sum(float(sums["loss_sum"]) for sums in seen))
+        applied = finite and weighs
         if applied:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Update(parts, grad_norm=norm, lr=rate, applied=applied, finite=finite)
+        return Update(seen, grad_norm=norm, lr=rate, applied=applied, finite=finite)
+
+    def token_logprobs(self, batch: PackedBatch, *, temperature: float) -> Tensor:
+        """Log-probability [N] of the labels that count, in their order, with gradient."""
+        return self._head(self.model, self._hidden(self.model, batch), batch, temperature=temperature)[0]
 
     def _loss(
         self, batch: PackedBatch, loss_fn: LossFn, coefs: Coefs, *, first: bool

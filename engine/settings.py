@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-Verb = Literal["train", "sft", "sample"]
+Verb = Literal["train", "sft", "sample", "prefer", "reward", "label"]
+OWN_SECTIONS: tuple[Verb, ...] = ("sft", "sample", "prefer", "reward", "label")
+"""Sections of one command alone, named as it."""
 
 
 class ConfigError(ValueError):
@@ -104,6 +106,21 @@ class EvalSet(Section):
     """Sampling temperature; empty is eval.temperature."""
 
 
+class MixSet(Section):
+    """One more set of data to learn from, a table [data.mix.NAME] of a recipe; engine/mixture.py."""
+
+    path: str = Field(min_length=1)
+    """A .jsonl, .parquet or .csv file, a hub id, or a maker."""
+    split: str = "train"
+    """Split to read of a hub data set."""
+    options: dict[str, Any] = {}
+    """Keyword arguments for a maker."""
+    columns: dict[str, str] = {}
+    """Our column name -> the file's."""
+    weight: float = Field(default=1.0, gt=0)
+    """Examples drawn of it, relative to the weights of the others and of data.path (data.weight)."""
+
+
 class DataConfig(Section):
     """engine/data.py."""
 
@@ -123,18 +140,22 @@ class DataConfig(Section):
     """Problems held out of `path`; with `eval_path`, at most this many of it (0 = all of it)."""
     evals: dict[str, EvalSet] = {}
     """More held-out sets, each a table [data.evals.NAME] with at least a path; see docs/evaluation.md."""
+    mix: dict[str, MixSet] = {}
+    """More data to learn from, each a table [data.mix.NAME] with at least a path; see docs/sft.md."""
+    weight: float = Field(default=1.0, gt=0)
+    """Examples drawn of `path`, relative to the weights of data.mix."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """What a malformed row does: stop with its file and line, or be skipped and counted."""
     shuffle: bool = True
     """Draw problems in a seeded order, a new one each epoch; false keeps the file's order."""
 
-    @field_validator("evals")
+    @field_validator("evals", "mix")
     @classmethod
-    def _names_of_files(cls, evals: dict[str, EvalSet]) -> dict[str, EvalSet]:
-        for name in evals:
+    def _names_of_files(cls, sets: dict[str, Any]) -> dict[str, Any]:
+        for name in sets:
             if not EVAL_NAME.fullmatch(name):
                 raise ValueError(f"the name {name!r} may hold only letters, digits, _ and -")
-        return evals
+        return sets
 
 
 class CurriculumConfig(Section):
@@ -337,6 +358,16 @@ class AlgorithmConfig(Section):
     """Added to the standard deviation where the advantage divides by one."""
     gamma: float | None = Field(default=None, gt=0, le=1)
     """Discount per sampled token, from the reward at the end back to each token."""
+    lam: float | None = Field(default=None, ge=0, le=1)
+    """gae: lambda of the policy's advantages."""
+    critic_lam: float | None = Field(default=None, ge=0, le=1)
+    """gae: lambda of the returns that the critic learns."""
+    lam_alpha: float | None = Field(default=None, ge=0)
+    """gae: lambda by length, 1 - 1 / (lam_alpha * tokens), in place of lam (VAPO); 0 is off."""
+    whiten_rewards: bool = False
+    """gae: divide the rewards of tokens, KL included, by their standard deviation over the step."""
+    positive_nll_coef: float = Field(default=0.0, ge=0)
+    """Weight of the negative log-likelihood of rollouts judged right, added to the loss (VAPO)."""
     pass_k: int | None = Field(default=None, ge=1)
     """k of pass@k training; at most rollout.group_size."""
     length_weight: float | None = Field(default=None, ge=0)
@@ -367,6 +398,14 @@ class AlgorithmConfig(Section):
     """vespo: decay with the ratio where the advantage is negative."""
     pull: float | None = Field(default=None, ge=0)
     """prime, dro: weight of the squared log-ratio, which pulls back to the policy it is taken against."""
+    pairs: Literal["best_worst", "all"] | None = None
+    """Losses of pairs (online DPO): which rollouts of a group are paired; empty is best_worst."""
+    beta: float | None = Field(default=None, gt=0)
+    """Losses of pairs: how firmly the policy is held to the reference."""
+    label_smoothing: float | None = Field(default=None, ge=0, lt=0.5)
+    """Losses of pairs: share of the pairs taken to be the wrong way round."""
+    nll_coef: float | None = Field(default=None, ge=0)
+    """Losses of pairs: weight of the chosen rollout's negative log-likelihood per token."""
     overlong_filter: bool = False
     """Leave truncated rollouts out of the loss (their reward still counts in the baseline)."""
     overlong_buffer_tokens: int = Field(default=0, ge=0)
@@ -503,11 +542,64 @@ class EvalConfig(Section):
     """Column that sorts problems into categories (a level, a topic): scores are given for each, too."""
 
 
+class CriticConfig(Section):
+    """engine/critic.py; read where the algorithm has a critic, as ppo and vapo have."""
+
+    trunk: Literal["own", "shared"] = "own"
+    """A model of its own, or one linear head on the policy's hidden states."""
+    model: str = ""
+    """own: a folder, hub id or maker to start from, such as a reward model; empty is policy.model."""
+    lr: float = Field(default=1e-5, gt=0)
+    """Peak learning rate of the critic, on the schedule of [optim]."""
+    value_clip: float = Field(default=0.5, ge=0)
+    """Values may leave those at the step's start by this much before their loss is clipped; 0 is off."""
+    coef: float = Field(default=1.0, gt=0)
+    """shared: weight of the value loss beside the policy's."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """First steps in which only the critic learns."""
+
+
+class MonitorConfig(Section):
+    """engine/monitor.py; see docs/monitor.md. A limit that is empty is only measured."""
+
+    enabled: bool = True
+    """Measure each step's signs of reward hacking, as monitor/... in metrics.jsonl."""
+    verifier: str = ""
+    """A second reward that is not trained on, to hold the first against; empty is none."""
+    verifier_options: dict[str, Any] = {}
+    """Keyword arguments for monitor.verifier."""
+    every: int = Field(default=1, ge=1)
+    """Steps between looks by monitor.verifier."""
+    num_rollouts: int = Field(default=64, ge=8)
+    """Rollouts that monitor.verifier judges at a look."""
+    max_proxy_gap: float | None = Field(default=None, gt=0)
+    """Most by which the gain in reward since the first looks may exceed the gain of monitor.verifier."""
+    max_length_corr: float | None = Field(default=None, gt=0, le=1)
+    """Largest correlation of reward with length within groups."""
+    max_repetition: float | None = Field(default=None, gt=0, le=1)
+    """Largest share of 4-grams of tokens that repeat within a rollout."""
+    max_answer_share: float | None = Field(default=None, gt=0, le=1)
+    """Largest share of one answer among rollouts of different problems."""
+    max_kl: float | None = Field(default=None, gt=0)
+    """Largest distance from the reference, in nats per token; needs algorithm.kl_coef > 0."""
+    min_entropy_frac: float | None = Field(default=None, gt=0, lt=1)
+    """Smallest entropy, as a share of that of the first steps."""
+    max_tamper_frac: float | None = Field(default=None, ge=0, lt=1)
+    """Largest share of rollouts that touch the test machinery."""
+    patience: int = Field(default=2, ge=1)
+    """Steps in a row beyond a limit before it trips."""
+    action: Literal["warn", "pause", "rollback"] = "pause"
+    """What a tripped limit does: a note; a checkpoint and an end with status 1; or going back to the last
+    checkpoint from before it, and an end there."""
+
+
 class SftConfig(Section):
     """engine/sft.py and engine/sft_data.py."""
 
     batch_size: int = Field(default=32, ge=1)
     """Examples of one optimizer step."""
+    loss: Literal["nll", "dft"] = "nll"
+    """Negative log-likelihood, or the same weighted by each token's probability (DFT, arXiv 2508.05629)."""
     max_length: int = Field(default=4096, ge=2)
     """Longest example, prompt and completion, in tokens; a longer one is a malformed row, never cut."""
 
@@ -523,6 +615,129 @@ class SampleConfig(Section):
     """Most accepted completions kept of each problem: different ones, in the order of their seeds."""
     min_reward: float = 1.0
     """Smallest reward that is accepted; an undecided verdict never is."""
+
+
+class PreferConfig(Section):
+    """engine/prefer.py; the losses are in engine/preference_loss.py, see docs/preferences.md."""
+
+    loss: Literal["dpo", "dpo_robust", "dpo_hinge", "ipo", "kto", "orpo", "simpo", "cpo"] = "dpo"
+    """What is learned from pairs, or (kto) from single answers labelled good or bad."""
+    beta: float | None = Field(default=None, gt=0)
+    """How firmly the policy is held to the reference; empty is the loss's own: see docs/preferences.md."""
+    label_smoothing: float | None = Field(default=None, ge=0, lt=0.5)
+    """dpo, dpo_robust: share of the pairs taken to be the wrong way round."""
+    length_norm: bool = False
+    """dpo, ipo: mean log-probability of an answer's tokens instead of their sum."""
+    margin: float | None = Field(default=None, ge=0)
+    """simpo: margin (gamma) that the chosen answer is to win by; empty is 0.55 * beta."""
+    nll_coef: float | None = Field(default=None, ge=0)
+    """dpo, cpo: weight of the chosen answer's negative log-likelihood; empty is 0 and 1."""
+    odds_coef: float | None = Field(default=None, gt=0)
+    """orpo: weight of the odds ratio (lambda); empty is 0.1."""
+    good_weight: float | None = Field(default=None, gt=0)
+    """kto: weight of good answers; empty is 1."""
+    bad_weight: float | None = Field(default=None, gt=0)
+    """kto: weight of bad answers; empty is 1."""
+    batch_size: int = Field(default=32, ge=1)
+    """Pairs (kto: answers) of one optimizer step."""
+    max_length: int = Field(default=4096, ge=2)
+    """Longest prompt and answer, in tokens; a longer one is a malformed row, never cut."""
+    pairs_per_problem: int = Field(default=1, ge=1)
+    """Where data.path is a run folder: most pairs made of one problem's rollouts, right against wrong."""
+
+
+class RewardConfig(Section):
+    """engine/reward.py; see docs/reward-models.md."""
+
+    kind: Literal["pairs", "steps"] = "pairs"
+    """A reward of whole answers, from preferences (Bradley-Terry); or of each step of an answer (PRM)."""
+    batch_size: int = Field(default=32, ge=1)
+    """Rows of one optimizer step."""
+    max_length: int = Field(default=4096, ge=2)
+    """Longest prompt and answer, in tokens; a longer one is a malformed row, never cut."""
+    ranking: Literal["pairs", "plackett_luce"] = "pairs"
+    """Rows with more than two ranked answers: as all their pairs, or as one ranking."""
+    margin_column: str = ""
+    """Column with the margin by which the chosen answer is better; empty is none."""
+    center_coef: float = Field(default=0.01, ge=0)
+    """Weight of the squared sum of a pair's rewards, which keeps rewards around 0 (arXiv 2312.09244)."""
+    length_control: bool = False
+    """Let a term of the difference in length explain what it can of the preferences, and drop it."""
+    votes: Literal["each", "majority", "share"] = "each"
+    """Several annotators of one pair: each a row by itself, their majority, or the share of each side."""
+    members: int = Field(default=1, ge=1)
+    """Reward models of the ensemble."""
+    split: Literal["seeds", "folds"] = "seeds"
+    """What tells members apart: their seeds, or also a fold of the data that each does not see."""
+    aggregate: Literal["mean", "mean_minus_std", "min"] = "mean_minus_std"
+    """How members' rewards become one; mean_minus_std and min are careful where they disagree."""
+    std_coef: float = Field(default=1.0, ge=0)
+    """mean_minus_std: standard deviations subtracted."""
+    step_separator: str = "\n"
+    """steps: what ends a step within an answer."""
+    solution: Literal["min", "product", "last", "mean"] = "min"
+    """steps: how the steps' scores become one of the answer."""
+    max_length_corr: float = Field(default=0.5, gt=0, le=1)
+    """Largest correlation of reward and length at equal preference with which it may be used."""
+
+
+class JudgeConfig(Section):
+    """engine/judging.py and verifiers/judge_client.py; see docs/judges.md."""
+
+    model: str = ""
+    """A folder, hub id or maker served by vLLM in this process; at judge.url, the model's name there."""
+    options: dict[str, Any] = {}
+    """Keyword arguments for a maker."""
+    url: str = ""
+    """An OpenAI-compatible endpoint, such as http://localhost:8000/v1; empty serves judge.model here."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable with the endpoint's key; the key itself is never written down."""
+    reason: bool = False
+    """Ask for reasons before the judgement."""
+    swap: bool = True
+    """Judge every pair in both orders; what changes with the order is a tie."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature of the judge."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest judgement, in tokens."""
+    max_prompt_tokens: int = Field(default=2048, ge=1)
+    """Longest question to the judge, in tokens; a longer one is undecided."""
+    concurrency: int = Field(default=8, ge=1)
+    """Requests in flight at an endpoint."""
+    requests_per_minute: float = Field(default=0.0, ge=0)
+    """Most requests per minute at an endpoint; 0 is no limit."""
+    retries: int = Field(default=4, ge=0)
+    """Tries again after an endpoint failed or was busy."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Wall time of one request."""
+    price_in: float = Field(default=0.0, ge=0)
+    """Price of a million tokens asked, for the count of costs."""
+    price_out: float = Field(default=0.0, ge=0)
+    """Price of a million tokens answered."""
+    max_cost: float = Field(default=0.0, ge=0)
+    """Stop, resumably, when the costs reach this; 0 is no limit."""
+
+
+class LabelConfig(Section):
+    """engine/label.py; see docs/labels.md."""
+
+    task: Literal["prefer", "score", "rubric", "revise"] = "prefer"
+    """What the judge does: choose between two answers, score one, score it by a rubric, or criticise and
+    revise it (the supervised part of Constitutional AI)."""
+    constitution: str = ""
+    """A file of principles, one a paragraph; each judgement goes by one of them, drawn with the seed."""
+    rubric: str = ""
+    """rubric: a TOML file of weighted criteria; empty takes each row's column `rubric`."""
+    num_samples: int = Field(default=2, ge=1)
+    """Answers sampled of policy.model to each prompt that comes without; `revise` samples 1."""
+    num_rows: int = Field(default=0, ge=0)
+    """Rows to label; 0 is all."""
+    revisions: int = Field(default=1, ge=1)
+    """revise: rounds of critique and revision."""
+    keep_ties: bool = False
+    """prefer: keep pairs without a winner, as p_chosen = 0.5."""
+    few_shot: str = ""
+    """A file of examples put before every question to the judge."""
 
 
 class Config(Section):
@@ -543,16 +758,20 @@ class Config(Section):
     lora: LoraConfig = LoraConfig()
     optim: OptimConfig = OptimConfig()
     sync: SyncConfig = SyncConfig()
+    critic: CriticConfig = CriticConfig()
+    monitor: MonitorConfig = MonitorConfig()
     eval: EvalConfig = EvalConfig()
     sft: SftConfig = SftConfig()
     sample: SampleConfig = SampleConfig()
+    prefer: PreferConfig = PreferConfig()
+    reward: RewardConfig = RewardConfig()
+    judge: JudgeConfig = JudgeConfig()
+    label: LabelConfig = LabelConfig()
 
     @property
     def verb(self) -> Verb:
         """The command this recipe is for: the one whose own section it brings, else train."""
-        if "sft" in self.model_fields_set:
-            return "sft"
-        return "sample" if "sample" in self.model_fields_set else "train"
+        return next((verb for verb in OWN_SECTIONS if verb in self.model_fields_set), "train")
 
 
 SYNC_LIMITS = {

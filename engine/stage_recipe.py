@@ -28,6 +28,10 @@ SOURCES: Mapping[str, Mapping[str, frozenset[str]]] = {
 }
 """Section -> the setting that names what is read, and all that describe it: a stage takes them together."""
 
+ROWS_OF: Mapping[str, str] = {"sample": "samples.jsonl", "label": "labels.jsonl"}
+"""Command whose result is rows -> the file of them, in its folder."""
+NO_POLICY = {*ROWS_OF, "reward"}  # commands whose result the next stage does not start from
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -46,7 +50,7 @@ class Stage:
     def result(self) -> str:
         """The folder it leaves behind: its last checkpoint, or where samples.jsonl is."""
         folder = self.cfg.run.folder
-        if self.cfg.verb == "sample":
+        if self.cfg.verb in ROWS_OF:
             return folder
         return f"{folder}/checkpoints/{name_of(self.cfg.train.num_steps)}"
 
@@ -183,7 +187,7 @@ def _tree_of(
         config.apply_override(own, override)
     if "folder" in own.get("run", {}):
         raise ConfigError("run.folder is that of the recipe, and each stage's is below it; set run.folder")
-    chained = next((stage.result for stage in reversed(before) if stage.cfg.verb != "sample"), None)
+    chained = next((stage.result for stage in reversed(before) if stage.cfg.verb not in NO_POLICY), None)
     if chained is not None and "model" not in own.get("policy", {}):
         own["policy"] = {**own.get("policy", {}), "model": chained}
     tree = dict(own)

@@ -100,8 +100,8 @@ def is_done(stage: Stage) -> bool:
     record = folder / "config.toml"
     if not record.is_file() or record.read_text() != config.to_toml(stage.cfg):
         return False
-    if stage.cfg.verb == "sample":
-        return (folder / "samples.jsonl").is_file()
+    if stage.cfg.verb in stage_recipe.ROWS_OF:
+        return (folder / stage_recipe.ROWS_OF[stage.cfg.verb]).is_file()
     last = Path(stage.result)
     return last.is_dir() and checkpoint.damage(last) is None
 

@@ -112,11 +112,11 @@ def test_the_interval_of_a_ratio_by_hand():
 
 
 def test_examples_longer_than_the_models_positions_are_refused(policy):
-    require_positions(policy.model.config, 512)
+    require_positions(policy.model.config, 512, setting="sft.max_length")
     with pytest.raises(
         ConfigError, match=r"has 513 tokens, more than the 512 positions .* sft.max_length = 512"
     ):
-        require_positions(policy.model.config, 513)
+        require_positions(policy.model.config, 513, setting="sft.max_length")
 
 
 # The recipe -------------------------------------------------------------------------------------------------
