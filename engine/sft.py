@@ -13,6 +13,7 @@ from typing import Any
 from verigrad.engine import config_verbs, model_files, sft_data
 from verigrad.engine.aggregation import token_mean
 from verigrad.engine.config import Config, ConfigError
+from verigrad.engine.examples import Examples, ExampleStream, Split
 from verigrad.engine.intervals import Z_95
 from verigrad.engine.loss import nll
 from verigrad.engine.offline import OfflineRun, Row, run_task
@@ -21,7 +22,6 @@ from verigrad.engine.policy import Policy, combine, find_device
 from verigrad.engine.prompts import Prompter
 from verigrad.engine.schema import Coefs, Metrics, PackedBatch, Rollout, ScoredGroup
 from verigrad.engine.screen import Screen
-from verigrad.engine.sft_data import Examples, ExampleStream, SftDataset
 from verigrad.engine.sft_rows import Encoder, Example
 from verigrad.verifiers.base import Problem, Verdict
 
@@ -42,8 +42,8 @@ class SftTask:
     cfg: Config
     run: OfflineRun
     policy: Policy
-    dataset: SftDataset
-    stream: ExampleStream
+    dataset: Split[Example]
+    stream: ExampleStream[Example]
     fingerprints: Mapping[str, str]  # of model and prompts
 
     @classmethod
@@ -55,10 +55,8 @@ class SftTask:
         prompter = Prompter(model.tokenizer, cfg.prompts)
         encoder = Encoder(prompter, eos_ids=model.eos_ids, max_length=cfg.sft.max_length)
         dataset = sft_data.load(cfg.data, encoder, seed=cfg.train.seed)
-        if dataset.num_skipped:
-            run.note(f"{dataset.num_skipped} malformed rows skipped, the first: {dataset.first_skipped}")
-        if dataset.num_overlap:
-            run.note(f"{dataset.num_overlap} rows left out: their prompt is held out")
+        for note in dataset.notes():
+            run.note(note)
         folder = model.folder if run.resume_from is None else str(run.resume_from[1])
         policy = Policy(cfg, folder, tokenizer=model.tokenizer, start_folder=model.folder)
         require_positions(policy.model.config, dataset.longest, setting="sft.max_length")
@@ -156,7 +154,9 @@ def batches_of(examples: Sequence[Example], max_tokens: int) -> list[PackedBatch
 # Held-out loss ---------------------------------------------------------------------------------------------
 
 
-def held_out_losses(policy: Policy, examples: Examples, *, max_tokens: int) -> tuple[list[float], list[int]]:
+def held_out_losses(
+    policy: Policy, examples: Examples[Example], *, max_tokens: int
+) -> tuple[list[float], list[int]]:
     """(minus log-likelihood in nats, learned tokens) of each example, in no particular order."""
     losses: list[float] = []
     counts: list[int] = []

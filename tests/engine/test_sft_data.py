@@ -7,8 +7,10 @@ import pytest
 
 from tests.tiny import tokenizer
 from verigrad.engine.config import ConfigError, DataConfig, PromptsConfig
+from verigrad.engine.data import choose
+from verigrad.engine.examples import ExampleStream
 from verigrad.engine.prompts import Prompter
-from verigrad.engine.sft_data import ExampleStream, choose, load, require_source
+from verigrad.engine.sft_data import load, require_source
 from verigrad.engine.sft_rows import Encoder
 
 

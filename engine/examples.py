@@ -1,0 +1,270 @@
+"""Rows of any source -> examples of one kind to learn from, some held out, and an endless stream of them.
+
+What sft, prefer and reward share. Rows stay where they are and become examples when asked for. Which are held
+out is decided as for problems (data.py): by a seeded hash of each prompt, and no prompt is on both sides.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verigrad.engine.config import ConfigError, DataConfig
+from verigrad.engine.data import choose, digest, hash_of_all, normalised, path_of
+from verigrad.engine.rows import BadRow, Rows, read_rows, short_name
+
+E = TypeVar("E")
+E_co = TypeVar("E_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Item(Generic[E_co]):
+    """What one row gives: mostly one example, several where a row holds several."""
+
+    asked: str | Sequence[Mapping[str, Any]]  # the prompt, by which rows are held out together
+    content: Any  # all that is learned from, for fingerprints
+    examples: Sequence[E_co]
+    longest: int  # tokens of the longest sequence
+
+
+ReadItem = Callable[[Mapping[str, Any], Mapping[str, str]], Item[E]]
+"""A row and data.columns -> what it gives; raises BadRow for a malformed one."""
+
+CheckRow = Callable[[Mapping[str, Any], Mapping[str, str]], object]
+"""Raises BadRow for a row that a kind of examples cannot be read from; needs no tokenizer."""
+
+
+class OpenRows(Protocol):
+    """How a source's rows are found; rows.read_rows, or something that knows more sources."""
+
+    def __call__(self, path: str, *, split: str, seed: int, options: Mapping[str, Any]) -> Rows:
+        """See rows.read_rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Form(Generic[E]):
+    """One kind of examples: how rows become them."""
+
+    read: ReadItem[E]
+    expected: str  # what a row is made of, for messages
+    open_rows: OpenRows = read_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Split(Generic[E]):
+    """What a run learns from and is measured on."""
+
+    train: "Examples[E]"
+    held_out: "Examples[E] | None"
+    held_out_name: str
+    num_skipped: int  # malformed rows left out
+    first_skipped: str  # where the first of them is, and what is wrong with it
+    num_overlap: int  # training examples left out because their prompt is held out
+    longest: int  # tokens of the longest sequence
+    fingerprint: str  # of every example on both sides, in order
+
+    def notes(self) -> list[str]:
+        """What was left out, for the log."""
+        notes = []
+        if self.num_skipped:
+            notes.append(f"{self.num_skipped} malformed rows skipped, the first: {self.first_skipped}")
+        if self.num_overlap:
+            notes.append(f"{self.num_overlap} rows left out: their prompt is held out")
+        return notes
+
+
+@dataclass(frozen=True, slots=True)
+class Table(Generic[E]):
+    """The examples of a source."""
+
+    rows: Rows
+    read: Callable[[Mapping[str, Any]], Item[E]]
+    good: NDArray[np.int64]  # [N] each example's row
+    part: NDArray[np.int64]  # [N] which of its row's examples it is
+    prompts: NDArray[np.uint64]  # [N] digests of the normalised prompts
+    contents: NDArray[np.uint64]  # [N] digests of row and part
+    num_skipped: int
+    first_skipped: str
+    longest: int
+
+
+class Examples(Sequence[E]):
+    """Examples read from their rows when asked for."""
+
+    def __init__(self, table: Table[E], positions: NDArray[np.int64]) -> None:
+        self._table = table
+        self._rows, self._parts = table.good[positions], table.part[positions]  # [N]
+        self.prompts = table.prompts[positions]  # [N] uint64, alike where the prompt is the same
+        self.fingerprint = hash_of_all(table.contents[positions])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> E: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[E]: ...
+    def __getitem__(self, index: int | slice) -> E | list[E]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        item = self._table.read(self._table.rows.row(int(self._rows[index])))
+        return item.examples[int(self._parts[index])]
+
+
+def load(cfg: DataConfig, form: Form[E], *, seed: int) -> Split[E]:
+    """Read, check, tokenise and split; see `data.load` for what is held out."""
+    table = scan_path(cfg, form, path=path_of(cfg), split=cfg.split, seed=seed)
+    if cfg.eval_path:
+        other = scan_path(cfg, form, path=cfg.eval_path, split=cfg.eval_split, seed=seed)
+        some = 0 < cfg.num_eval < len(other.good)
+        chosen = choose(other.prompts, cfg.num_eval, seed=seed) if some else np.arange(len(other.good))
+        held, prompts, name = Examples(other, chosen), other.prompts, short_name(cfg.eval_path)
+        skipped = [table, other]
+    else:
+        chosen = choose(table.prompts, cfg.num_eval, seed=seed)
+        held, prompts, name = Examples(table, chosen), table.prompts[chosen], "held_out"
+        skipped = [table]
+    on_other_side = np.isin(table.prompts, prompts)
+    if on_other_side.all():
+        remedy = "Choose another data.eval_path" if cfg.eval_path else "Set a smaller data.num_eval"
+        raise ConfigError(
+            f"{cfg.path} has {len(np.unique(table.prompts))} different prompts and all of them are held out "
+            f"(data.num_eval = {cfg.num_eval}): nothing is left to learn from. {remedy}, or bring more data."
+        )
+    train = Examples(table, np.flatnonzero(~on_other_side))
+    return Split(
+        train=train,
+        held_out=held if len(held) else None,
+        held_out_name=name,
+        num_skipped=sum(one.num_skipped for one in skipped),
+        first_skipped=next((one.first_skipped for one in skipped if one.first_skipped), ""),
+        num_overlap=int(on_other_side.sum()) - (0 if cfg.eval_path else len(held)),
+        longest=max(one.longest for one in skipped),
+        fingerprint=f"{digest([train.fingerprint, held.fingerprint]):016x}",
+    )
+
+
+def scan_path(cfg: DataConfig, form: Form[E], *, path: str, split: str, seed: int) -> Table[E]:
+    """The examples of data.path or data.eval_path."""
+    rows = form.open_rows(path, split=split, seed=seed, options=cfg.options)
+    return scan(rows, form, columns=cfg.columns, on_bad_row=cfg.on_bad_row, name=path)
+
+
+def scan(rows: Rows, form: Form[E], *, columns: Mapping[str, str], on_bad_row: str, name: str) -> Table[E]:
+    """Check and tokenise every row once, keeping only digests; `name` is the source's, for messages."""
+    good: list[int] = []
+    part: list[int] = []
+    prompts: list[int] = []
+    contents: list[int] = []
+    num_skipped, first_bad, longest = 0, "", 0
+    for index in range(len(rows)):
+        try:
+            item = form.read(rows.row(index), columns)
+        except BadRow as error:
+            report = bad_row(rows, index, error, on_bad_row)
+            num_skipped += 1
+            first_bad = first_bad or report
+            continue
+        num, content = len(item.examples), digest(item.content)
+        good += [index] * num
+        part += range(num)
+        prompts += [digest(normalised(item.asked))] * num
+        contents += [content] if num == 1 else [digest([content, i]) for i in range(num)]
+        longest = max(longest, item.longest)
+    if not good:
+        why = (
+            f"all {num_skipped} rows are malformed; the first: {first_bad}"
+            if num_skipped
+            else "it has no rows"
+        )
+        raise ConfigError(f"{name} gives no examples: {why}. Expected {form.expected}.")
+    return Table(
+        rows=rows,
+        read=lambda row: form.read(row, columns),
+        good=np.array(good, np.int64),
+        part=np.array(part, np.int64),
+        prompts=np.array(prompts, np.uint64),
+        contents=np.array(contents, np.uint64),
+        num_skipped=num_skipped,
+        first_skipped=first_bad,
+        longest=longest,
+    )
+
+
+def bad_row(rows: Rows, index: int, error: BadRow, on_bad_row: str) -> str:
+    """Where the row is and what is wrong with it; raises ConfigError where data.on_bad_row says stop."""
+    report = f"{rows.place(index)}: {error}".rstrip(".")
+    if on_bad_row == "stop":
+        raise ConfigError(f"{report}. Correct it, or set data.on_bad_row = 'skip'.") from error
+    return report
+
+
+def require_row(
+    cfg: DataConfig, check: CheckRow, expected: str, *, seed: int, open_rows: OpenRows = read_rows
+) -> None:
+    """Raise ConfigError when no row passes `check`, before anything expensive is done."""
+    rows = open_rows(path_of(cfg), split=cfg.split, seed=seed, options=cfg.options)
+    for index in range(len(rows)):
+        try:
+            check(rows.row(index), cfg.columns)
+            return
+        except BadRow as error:
+            bad_row(rows, index, error, cfg.on_bad_row)
+    raise ConfigError(f"{cfg.path} gives no examples. Expected {expected}.")
+
+
+class Fingerprinted(Protocol[E_co]):
+    """Examples by number, and a hash of all of them in order."""
+
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> E_co: ...
+
+
+class ExampleStream(Generic[E]):
+    """Examples without end: every epoch visits each once, in a seeded order of its own."""
+
+    def __init__(self, examples: Fingerprinted[E], *, seed: int, shuffle: bool) -> None:
+        self._examples, self._seed, self._shuffle = examples, seed, shuffle
+        self._identity = {"seed": seed, "shuffle": shuffle, "fingerprint": examples.fingerprint}
+        self._start(epoch=0, position=0)
+
+    def _start(self, *, epoch: int, position: int) -> None:
+        self._epoch, self._position = epoch, position
+        self._order = np.arange(len(self._examples))  # [N]
+        if self._shuffle:
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._order)
+
+    @property
+    def epoch(self) -> float:
+        """Times all examples were drawn, the running one as its share."""
+        return self._epoch + self._position / len(self._order)
+
+    def next_batch(self, num: int) -> list[E]:
+        """The next examples; a batch may run from one epoch into the next."""
+        batch = []
+        for _ in range(num):
+            if self._position == len(self._order):
+                self._start(epoch=self._epoch + 1, position=0)
+            batch.append(self._examples[int(self._order[self._position])])
+            self._position += 1
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands, for JSON."""
+        return {**self._identity, "epoch": self._epoch, "position": self._position}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken; refused if it belongs to other data or another order."""
+        changed = [name for name, value in self._identity.items() if state.get(name) != value]
+        if changed:
+            raise ConfigError(
+                f"the checkpoint's place in the data does not fit: {changed[0]} was "
+                f"{state.get(changed[0])!r}, is {self._identity[changed[0]]!r}. "
+                "Restore the run's data, or start a new run."
+            )
+        self._start(epoch=int(state["epoch"]), position=int(state["position"]))
