@@ -43,12 +43,17 @@ class Alphabet:
 
     def tokenizer(self) -> Any:
         """A tokenizer of transformers for this alphabet, with `<bos>` in front of a prompt."""
-        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-        from transformers import PreTrainedTokenizerFast
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
         tokenizer = Tokenizer(models.WordLevel(dict(self.ids), unk_token="<unk>"))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(self.piece), "isolated")
         tokenizer.decoder = decoders.Fuse()
+        return self._finished(tokenizer)
+
+    def _finished(self, tokenizer: Any) -> Any:
+        from tokenizers import processors
+        from transformers import PreTrainedTokenizerFast
+
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<bos> $A", special_tokens=[("<bos>", BOS)]
         )
@@ -85,6 +90,19 @@ class Alphabet:
                 pad_token_id=PAD,
             )
         )
+
+
+@dataclass(frozen=True, slots=True)
+class WordAlphabet(Alphabet):
+    """Tokens that are words: blanks divide them, and decoding joins them with one blank."""
+
+    def tokenizer(self) -> Any:
+        """A tokenizer of transformers for these words, with `<bos>` in front of a prompt."""
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
+        tokenizer = Tokenizer(models.WordLevel(dict(self.ids), unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return self._finished(tokenizer)
 
 
 @contextmanager
