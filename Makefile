@@ -20,7 +20,9 @@ quickstart: setup  ## train a tiny model from verifiable rewards, in minutes; AR
 	@$(BIN)/verigrad train quickstart $(ARGS)
 
 test: setup  ## all tests but those that need a GPU
-	@$(BIN)/python -m pytest -m "not gpu"
+	@# two at a time, but for those that watch what a whole machine does
+	@$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile --ignore tests/sandboxes; status=$$?; \
+	$(BIN)/python -m pytest -m "not gpu" tests/sandboxes && exit $$status
 
 check: setup build/types  ## format, lint, types, layers
 	@$(BIN)/ruff format --check .

@@ -2,8 +2,11 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from verigrad.engine.machine import prepare_process
 from verigrad.sandboxes import registry
@@ -29,7 +32,8 @@ def pytest_collection_modifyitems(items):
         any(item.get_closest_marker(name) for item in items for name in ("docker", "sandbox"))
         and has_docker()
     ):
-        build.build()  # a minute or two the first time; without it every test of a container would fail
+        with FileLock(Path(tempfile.gettempdir()) / "verigrad-image.lock"):  # tests run two at a time
+            build.build()  # a minute or two the first time; without it every test of a container would fail
     if REQUIRE_ALL:
         return
     missing = {}
