@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 
+from verigrad.verifiers import service_keeper
 from verigrad.verifiers.audit_report import (
     Example,
     Judged,
@@ -95,7 +96,7 @@ def threads(loaded: LoadedVerifier, made: Order, cases: Sequence[Judged], *, dea
         for c in cases
     ]  # fmt: skip
     asked = {"verifier": made.verifier, "options": made.options, "seed": made.seed,
-             "cases": sent, "parent": os.getpid()}  # fmt: skip
+             "cases": sent, "parent": os.getpid(), "services": service_keeper.running()}  # fmt: skip
     seconds = 60 + deadline_s + sum(case.verdict.seconds for case in cases) * NUM_THREADS * 4
     command = [sys.executable, "-m", "verigrad.verifiers.audit_threads"]
     try:

@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from verigrad.verifiers import registry
+from verigrad.verifiers import registry, services
 from verigrad.verifiers.base import Attempt, Problem
 from verigrad.verifiers.worker import die_with
 
@@ -22,6 +22,7 @@ def main() -> None:
     os.dup2(2, 1)  # a verifier that prints must not break into the answer
     order = json.load(sys.stdin)
     die_with(order["parent"])
+    services.announce(order["services"])
     loaded = registry.load(order["verifier"], order["options"])
     if loaded.policy.warm_up:
         loaded.policy.warm_up()

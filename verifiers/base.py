@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
+from verigrad.verifiers.services import Service
+
 Outcome = Literal["right", "wrong", "partial", "unparseable", "timeout", "error"]
 Message = Mapping[str, Any]  # {"role": str, "content": str, ...}, as chat templates take them
 
@@ -128,6 +130,7 @@ class Policy:
     # it asks for the seed, the attempt's place or its siblings.
     cache: bool | None = None
     python: str = ""  # interpreter of another environment to run the workers in; empty is the engine's own
+    services: tuple[Service, ...] = ()  # processes that all its workers share, started before they are
 
 
 def verifier(

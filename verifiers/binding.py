@@ -49,6 +49,9 @@ class LoadedVerifier:
     group: bool  # sees all attempts of a problem in one call
     options: Mapping[str, Any] = field(default_factory=dict)
     own_check_row: Callable[[Problem], None] | None = None  # an object's method `check_row`
+    # An object's method `prefetch`: told in the pool's own process what will be judged, so that a service of
+    # its can begin with all of it at once. It must return at once, and what it raises is not looked at.
+    prefetch: Callable[[Problem, Sequence[Attempt]], None] | None = None
 
     def check_row(self, problem: Problem) -> None:
         """Raise ValueError when a parameter is given neither by the options nor by this row."""
@@ -153,7 +156,10 @@ def bind(target: Any, *, name: str, source: str, options: Mapping[str, Any]) -> 
             "of its own, so ask for the singular names"
         )
     own_check_row = getattr(target, "check_row", None)
-    return LoadedVerifier(name, source, doc, policy, call, wanted, group, dict(options), own_check_row)
+    prefetch = getattr(target, "prefetch", None)
+    return LoadedVerifier(
+        name, source, doc, policy, call, wanted, group, dict(options), own_check_row, prefetch
+    )
 
 
 def check_options(name: str, options: Mapping[str, Any], wanted: Sequence[inspect.Parameter]) -> None:

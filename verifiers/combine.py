@@ -64,6 +64,8 @@ class Combine:
             )
         self.answer_from = answer_from
         setattr(self, POLICY_ATTRIBUTE, _policy(self.parts))
+        if any(part.verifier.prefetch for part in self.parts):
+            self.prefetch = self.prefetch_parts
         if any(part.verifier.group for part in self.parts):
             self.verify = self.verify_group  # type: ignore[method-assign, assignment]
 
@@ -85,6 +87,12 @@ class Combine:
             used = used or part.in_sandbox
             columns.append(_verdicts(part, problem, attempts, indices, seed))
         return [self._total(row) for row in zip(*columns, strict=True)]
+
+    def prefetch_parts(self, problem: Problem, attempts: Sequence[Attempt]) -> None:
+        """Tell the parts what will be judged, where they want to know."""
+        for part in self.parts:
+            if part.verifier.prefetch:
+                part.verifier.prefetch(problem, attempts)
 
     def check_row(self, problem: Problem) -> None:
         """Raise ValueError when a part misses a column of the row."""
@@ -191,6 +199,7 @@ def _policy(parts: Sequence[Part]) -> Policy:
         canary=_canary([part.verifier.policy.canary for part in parts if part.counts]),
         warm_up=_all_of([policy.warm_up for policy in policies if policy.warm_up]),
         cache=all(repeatable(part.verifier) for part in parts),
+        services=tuple({one.key: one for policy in policies for one in policy.services}.values()),
     )
 
 

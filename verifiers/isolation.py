@@ -22,6 +22,7 @@ from verigrad.verifiers import blame, registry
 from verigrad.verifiers.base import Attempt, Problem, Verdict
 from verigrad.verifiers.pool_checks import Check, Group, bounded, plain_row, problem_json
 from verigrad.verifiers.pool_stats import PoolStats
+from verigrad.verifiers.service_keeper import Lease
 from verigrad.verifiers.verdict_cache import VerdictCache, cacheable
 from verigrad.verifiers.worker import EXIT_MEMORY
 from verigrad.verifiers.worker_process import WorkerDied, WorkerLate, WorkerProcess
@@ -50,7 +51,8 @@ class VerifierPool:
         """`sandbox`: where a verifier with runs = "sandbox" runs what it judges; None is the strongest here.
 
         SandboxUnavailable when there is none. `cache`: an attempt that was judged before is not judged again
-        (see verdict_cache.py for which).
+        (see verdict_cache.py for which). What the verifier's policy names as services is healthy when this
+        returns; ServiceUnavailable when it cannot be.
         """
         if num_workers < 1:
             raise ValueError(f"num_workers = {num_workers}: a pool needs at least 1 worker")
@@ -65,7 +67,9 @@ class VerifierPool:
             self.sandbox = (sandbox or SandboxSettings()).chosen()
             order["sandbox"] = self.sandbox.to_json()
             self.deadline_s += self.sandbox.patience_s  # waiting for an engine that restarts blames nobody
-        self._order = plain_row(order, f"the options of verifier {verifier!r}")
+        order = plain_row(order, f"the options of verifier {verifier!r}")
+        self._lease = Lease(policy.services)
+        self._order = order | {"services": self._lease.addresses}
         self._seed, self._max_text = seed, max_text
         self._cwd = os.getcwd()
         self._queue: queue.SimpleQueue[Check | None] = queue.SimpleQueue()
@@ -104,6 +108,9 @@ class VerifierPool:
         self.verifier.check_row(problem)
         attempts = [bounded(attempt, self._max_text) for attempt in attempts]
         sent = {} if self._inline else problem_json(problem)
+        if self.verifier.prefetch is not None:
+            with contextlib.suppress(Exception):  # only a hint: the check itself says what is wrong
+                self.verifier.prefetch(problem, attempts)
         group = Group(len(attempts))
         if not attempts:
             group.future.set_result([])
@@ -129,6 +136,10 @@ class VerifierPool:
         """The process ids of the workers alive now."""
         return [worker.process.pid for worker in list(self._workers.values())]
 
+    def service_pids(self) -> list[int]:
+        """The process ids of the verifier's services now; 0 for one that is being started again."""
+        return self._lease.pids()
+
     def close(self) -> None:
         """Kill the workers and cancel what is still queued; returns within seconds whatever hangs."""
         self._closed = True
@@ -149,6 +160,7 @@ class VerifierPool:
             worker.process.kill()  # its thread sees the end of the pipe, and cleans up
         for thread in self._threads:
             thread.join(10)
+        self._lease.close()
 
     def _place(self, check: Check) -> None:
         """Answer a check from memory, have it wait for an equal one that is being judged, or queue it."""

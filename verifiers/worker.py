@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from verigrad.sandboxes.base import ProgramFault, Sandbox
 from verigrad.sandboxes.pool import SandboxPool
-from verigrad.verifiers import blame, registry
+from verigrad.verifiers import blame, registry, services
 from verigrad.verifiers.base import Attempt, Problem, Verdict
 from verigrad.verifiers.binding import LoadedVerifier
 
@@ -39,6 +39,7 @@ def main() -> None:
     limit = order["memory_mb"] * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    services.announce(order.get("services", {}))
     try:
         verifier = registry.load(order["verifier"], order["options"])
         if verifier.policy.warm_up:
@@ -51,7 +52,8 @@ def main() -> None:
     home = os.getpid()
     for line in checks:
         check = json.loads(line)
-        reply = judge(verifier, check, boxes, seed=order["seed"])
+        with services.deadline(check["deadline_s"]):
+            reply = judge(verifier, check, boxes, seed=order["seed"])
         if os.getpid() != home:
             os._exit(0)  # a child that the verifier forked came back: it must neither answer nor read checks
         say(verdicts, {**reply, "turn": check["turn"]})

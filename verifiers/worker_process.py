@@ -58,7 +58,8 @@ class WorkerProcess:
         ends = time.monotonic() + deadline_s
         try:
             self._turn += 1
-            self._write(json.dumps({**message, "turn": self._turn}).encode() + b"\n", ends)
+            told = {**message, "turn": self._turn, "deadline_s": deadline_s}
+            self._write(json.dumps(told).encode() + b"\n", ends)
             reply = json.loads(self._read_line(ends))
         except WorkerLate:
             if self.process.poll() is None:
