@@ -560,7 +560,7 @@ class CriticConfig(Section):
 
 
 class MonitorConfig(Section):
-    """engine/monitor.py; see docs/monitor.md. A limit that is empty is only measured."""
+    """engine/monitor.py; see docs/monitor.md. A limit that is empty is measured and never trips."""
 
     enabled: bool = True
     """Measure each step's signs of reward hacking, as monitor/... in metrics.jsonl."""
@@ -571,26 +571,31 @@ class MonitorConfig(Section):
     every: int = Field(default=1, ge=1)
     """Steps between looks by monitor.verifier."""
     num_rollouts: int = Field(default=64, ge=8)
-    """Rollouts that monitor.verifier judges at a look."""
-    max_proxy_gap: float | None = Field(default=None, gt=0)
-    """Most by which the gain in reward since the first looks may exceed the gain of monitor.verifier."""
+    """Rollouts that monitor.verifier judges at a look, drawn with the seed."""
+    max_proxy_gap: float = Field(default=0.25, gt=0)
+    """Most by which the gain in reward since the first three looks may exceed that of monitor.verifier, in
+    units of reward; 1000 never trips."""
+    max_second_drop: float | None = Field(default=None, gt=0)
+    """Largest fall of monitor.verifier's mean from its best, while the reward itself has not fallen."""
     max_length_corr: float | None = Field(default=None, gt=0, le=1)
     """Largest correlation of reward with length within groups."""
-    max_repetition: float | None = Field(default=None, gt=0, le=1)
-    """Largest share of 4-grams of tokens that repeat within a rollout."""
-    max_answer_share: float | None = Field(default=None, gt=0, le=1)
-    """Largest share of one answer among rollouts of different problems."""
+    max_repetition: float = Field(default=0.7, gt=0, le=1)
+    """Largest share of 4-grams of tokens that repeat within a rollout, as a mean; 1 never trips."""
+    max_answer_share: float = Field(default=0.9, gt=0, le=1)
+    """Largest share of one answer among the paid rollouts of different problems; 1 never trips."""
     max_kl: float | None = Field(default=None, gt=0)
     """Largest distance from the reference, in nats per token; needs algorithm.kl_coef > 0."""
     min_entropy_frac: float | None = Field(default=None, gt=0, lt=1)
-    """Smallest entropy, as a share of that of the first steps."""
-    max_tamper_frac: float | None = Field(default=None, ge=0, lt=1)
-    """Largest share of rollouts that touch the test machinery."""
+    """Smallest entropy, as a share of that of the first three steps."""
+    max_tamper_frac: float = Field(default=0.25, ge=0, le=1)
+    """Largest share of rollouts that touch the test machinery; 1 never trips."""
+    max_disagreement_ratio: float | None = Field(default=None, gt=1)
+    """Largest disagreement of a reward ensemble's members, as a multiple of that of the first three steps."""
     patience: int = Field(default=2, ge=1)
-    """Steps in a row beyond a limit before it trips."""
+    """Steps in a row (of monitor.verifier: looks) beyond a limit before it trips."""
     action: Literal["warn", "pause", "rollback"] = "pause"
-    """What a tripped limit does: a note; a checkpoint and an end with status 1; or going back to the last
-    checkpoint from before it, and an end there."""
+    """What a tripped limit does: a note; a checkpoint and an end with status 1; or an end that puts aside every
+    checkpoint not from before the first step beyond the limit."""
 
 
 class SftConfig(Section):
