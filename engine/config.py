@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from verigrad.engine import algorithm_settings, config_verbs, environment
+from verigrad.engine import algorithm_settings, config_verbs, environment, preference_catalogue
 from verigrad.engine.catalogue import ROWS
 from verigrad.engine.config_checks import contradictions
 from verigrad.engine.settings import (
@@ -150,6 +150,8 @@ def resolve(config: Config) -> Config:
         updates["dynamic_sampling"] = config.dynamic_sampling.model_copy(update=enabled)
     missing = {name: limit for name, limit in limits.items() if getattr(config.sync, name) is None}
     updates["sync"] = config.sync.model_copy(update=missing)
+    if config.verb == "prefer":
+        updates["prefer"] = preference_catalogue.resolve(config.prefer)
     return config.model_copy(update=updates)
 
 

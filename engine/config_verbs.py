@@ -6,6 +6,7 @@ One recipe file is for one command: the one whose own section ([sft], [prefer], 
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
+from verigrad.engine import preference_catalogue
 from verigrad.engine.settings import OWN_SECTIONS, Config, Verb
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
@@ -129,6 +130,7 @@ def contradictions(c: Config) -> Iterator[str]:
             f"policy.tokens_per_batch = {c.policy.tokens_per_batch} cannot hold one example of up to "
             f"{c.verb}.max_length = {longest[c.verb]}; raise it or lower that"
         )
+    yield from preference_catalogue.contradictions(c)
     if c.verb == "sample" and c.sample.keep_per_problem > c.sample.num_samples:
         yield (
             f"sample.keep_per_problem = {c.sample.keep_per_problem} is more than sample.num_samples = "

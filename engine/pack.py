@@ -15,6 +15,7 @@ class _Row:
     advantage: float
     weight: float  # of each of its trained tokens in the step's loss
     group: int = 0  # of the groups packed together
+    nll_weight: float = 0.0  # of each of its trained tokens in the likelihood of right rollouts
 
 
 def pack(
@@ -32,15 +33,16 @@ def pack(
     are numbered from `first_group`.
     """
     members = [
-        (rollout, advantage, index)
+        (rollout, advantage, index, verdict.outcome == "right")
         for index, group in enumerate(groups)
         for rollout, verdict, advantage in zip(group.rollouts, group.verdicts, group.advantages, strict=True)
         if verdict.decided and not (overlong_filter and rollout.truncated) and any(rollout.loss_mask[1:])
     ]
-    weights = aggregate([sum(rollout.loss_mask[1:]) for rollout, _, _ in members])
+    counts = [sum(rollout.loss_mask[1:]) for rollout, _, _, _ in members]
+    num_right = sum(count for count, (_, _, _, right) in zip(counts, members, strict=True) if right)
     rows = [
-        _Row(rollout, advantage, weight, first_group + index)
-        for (rollout, advantage, index), weight in zip(members, weights, strict=True)
+        _Row(rollout, advantage, weight, first_group + index, 1.0 / num_right if right else 0.0)
+        for (rollout, advantage, index, right), weight in zip(members, aggregate(counts), strict=True)
     ]
     return [_lay_out(rows) for rows in _first_fit(rows, max_tokens)]
 
@@ -51,23 +53,31 @@ def lay_out(rollouts: Sequence[Rollout]) -> PackedBatch:
 
 
 def _first_fit(rows: Sequence[_Row], max_tokens: int) -> list[list[_Row]]:
-    """First-fit decreasing: at most 11/9 of the fewest possible bins, and longest rows first in each."""
-    bins: list[list[_Row]] = []
+    bins = first_fit([_length(row.rollout) for row in rows], max_tokens, what="a rollout")
+    return [[rows[index] for index in members] for members in bins]
+
+
+def first_fit(sizes: Sequence[int], max_tokens: int, *, what: str) -> list[list[int]]:
+    """First-fit decreasing: at most 11/9 of the fewest possible bins, and longest first in each.
+
+    Indices into `sizes`, in tokens. Raises ValueError for `what` (such as "a rollout") that fits no bin.
+    """
+    bins: list[list[int]] = []
     room: list[int] = []
-    for row in sorted(rows, key=lambda row: _length(row.rollout), reverse=True):
-        length = _length(row.rollout)
-        if length > max_tokens:
+    for index in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        size = sizes[index]
+        if size > max_tokens:
             raise ValueError(
-                f"a rollout of {length} tokens does not fit policy.tokens_per_batch = {max_tokens}; raise it"
+                f"{what} of {size} tokens does not fit policy.tokens_per_batch = {max_tokens}; raise it"
             )
         for i, free in enumerate(room):
-            if length <= free:
-                bins[i].append(row)
-                room[i] -= length
+            if size <= free:
+                bins[i].append(index)
+                room[i] -= size
                 break
         else:
-            bins.append([row])
-            room.append(max_tokens - length)
+            bins.append([index])
+            room.append(max_tokens - size)
     return bins
 
 
@@ -84,6 +94,7 @@ def _lay_out(rows: Sequence[_Row]) -> PackedBatch:
     logprobs: list[float] = []
     advantages: list[float] = []
     weights: list[float] = []
+    nll_weights: list[float] = []
     bounds = [0]
     for row in rows:
         rollout = row.rollout
@@ -95,6 +106,7 @@ def _lay_out(rows: Sequence[_Row]) -> PackedBatch:
         logprobs += [*rollout.logprobs[1:], 0.0]
         advantages += [row.advantage] * length
         weights += [row.weight] * length
+        nll_weights += [row.nll_weight] * length
         bounds.append(bounds[-1] + length)
     rollout_logprobs = torch.tensor(logprobs, dtype=torch.float32)
     return PackedBatch(
@@ -109,4 +121,5 @@ def _lay_out(rows: Sequence[_Row]) -> PackedBatch:
         advantages=torch.tensor(advantages, dtype=torch.float32),
         loss_weights=torch.tensor(weights, dtype=torch.float32),
         groups=torch.tensor([row.group for row in rows]),
+        nll_weights=torch.tensor(nll_weights, dtype=torch.float32),
     )
