@@ -21,6 +21,7 @@ class Source:
 
     prompt: str | Messages  # a whole conversation where completion is None
     completion: str | None
+    num_given: int = 0  # first messages of a conversation from which nothing is learned
 
     @property
     def asked(self) -> str | Messages:
@@ -41,11 +42,7 @@ class Example:
 
 def to_source(row: Mapping[str, Any], columns: Mapping[str, str]) -> Source:
     """Name the columns and check the row; where it has both forms, `messages` is the one that is read."""
-    values = dict(row)
-    for ours, theirs in columns.items():
-        if theirs not in row:
-            raise BadRow(missing(theirs, row, f"data.columns says it is the {ours}; correct that"))
-        values[ours] = row[theirs]
+    values = renamed(row, columns)
     if values.get("messages") is not None:
         source = Source(check_conversation(values["messages"]), None)
     else:
@@ -56,6 +53,16 @@ def to_source(row: Mapping[str, Any], columns: Mapping[str, str]) -> Source:
     if not is_unicode(source.prompt) or not is_unicode(source.completion or ""):
         raise BadRow("has text with half a surrogate pair, which no tokenizer takes")
     return source
+
+
+def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row with our names for the columns that data.columns names."""
+    values = dict(row)
+    for ours, theirs in columns.items():
+        if theirs not in row:
+            raise BadRow(missing(theirs, row, f"data.columns says it is the {ours}; correct that"))
+        values[ours] = row[theirs]
+    return values
 
 
 def check_completion(completion: Any) -> str:
@@ -87,7 +94,15 @@ def check_conversation(messages: Any) -> Messages:
 class Encoder:
     """Turns sources into examples of at most `max_length` tokens, with one tokenizer."""
 
-    def __init__(self, prompter: Prompter, *, eos_ids: Sequence[int], max_length: int) -> None:
+    def __init__(
+        self,
+        prompter: Prompter,
+        *,
+        eos_ids: Sequence[int],
+        max_length: int,
+        setting: str = "sft.max_length",  # what sets it, for messages
+    ) -> None:
+        self.setting = setting
         self.prompter, self.tokenizer, self.max_length = prompter, prompter.tokenizer, max_length
         self.eos_ids = frozenset(eos_ids)
         own = self.tokenizer.eos_token_id
@@ -97,12 +112,12 @@ class Encoder:
         """The example; raises BadRow for what this tokenizer or the length forbids."""
         if source.completion is None:
             assert not isinstance(source.prompt, str)
-            example = self._conversation(source.prompt)
+            example = self._conversation(source.prompt, num_given=source.num_given)
         else:
             example = self._answer(source.prompt, source.completion)
         if len(example.token_ids) > self.max_length:
             raise BadRow(
-                f"has {len(example.token_ids)} tokens, more than sft.max_length = {self.max_length}. "
+                f"has {len(example.token_ids)} tokens, more than {self.setting} = {self.max_length}. "
                 "Raise it, or leave the row out"
             )
         return example
@@ -118,8 +133,8 @@ class Encoder:
         learned = self.completion_ids(completion)
         return Example([*before, *learned], [False] * len(before) + [True] * len(learned))
 
-    def _conversation(self, messages: Messages) -> Example:
-        """Every assistant turn is learned, up to the token that ends it.
+    def _conversation(self, messages: Messages, *, num_given: int) -> Example:
+        """Every assistant turn after the first `num_given` messages is learned, up to the token that ends it.
 
         A turn's tokens are what the template adds to the tokens of all before it, generation prompt included.
         That these are a prefix is proved at each turn: a template that rewrites earlier turns is refused.
@@ -145,7 +160,7 @@ class Encoder:
                     "thought). Give the row as 'prompt' and 'completion'"
                 )
             num_learned = self._num_up_to_end(after[len(before) :])
-            mask += [False] * (len(before) - len(mask)) + [True] * num_learned
+            mask += [False] * (len(before) - len(mask)) + [number > num_given] * num_learned
             mask += [False] * (len(after) - len(mask))
             ids = after
         last = max(i for i, learned in enumerate(mask) if learned)

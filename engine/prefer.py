@@ -1,0 +1,222 @@
+"""`verigrad prefer RECIPE`: learning from preferences (DPO and its kin, KTO), on the loop's own policy.
+
+rows or rollouts -> pairs -> the reference's log-probabilities, once -> packed batch -> loss -> optimizer step
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from verigrad.engine import config_verbs, examples, lora, model_files, reference_cache
+from verigrad.engine.config import Config
+from verigrad.engine.examples import ExampleStream, Fingerprinted, Split
+from verigrad.engine.intervals import mean_interval
+from verigrad.engine.model_files import ModelFiles
+from verigrad.engine.offline import OfflineRun, Row, run_task
+from verigrad.engine.policy import Policy, find_device
+from verigrad.engine.preference_batch import batches_of, measure, reference_sums, update
+from verigrad.engine.preference_catalogue import PREFERENCES
+from verigrad.engine.preference_data import WithTwins, pair_form, require_source, single_form, sources
+from verigrad.engine.preference_loss import AnswerLossFn, PairLossFn, build
+from verigrad.engine.prompts import Prompter
+from verigrad.engine.schema import Metrics
+from verigrad.engine.screen import Screen
+from verigrad.engine.sft import ratio_interval, require_positions
+from verigrad.engine.sft_rows import Encoder
+
+
+def prefer(cfg: Config, screen: Screen) -> int:
+    """Train to `train.num_steps`, resuming by itself; returns the exit status. See offline.run_task."""
+    return run_task(cfg, screen, PreferTask.open, summary)
+
+
+@dataclasses.dataclass(slots=True)
+class PreferTask:
+    """A policy, pairs or labelled answers, and what the reference said of them; see offline.Task."""
+
+    cfg: Config
+    run: OfflineRun
+    policy: Policy
+    loss: PairLossFn | AnswerLossFn
+    dataset: Split[Any]
+    held_out: Fingerprinted[Any] | None
+    stream: ExampleStream[Any]
+    fingerprints: Mapping[str, str]  # of model and prompts
+
+    @classmethod
+    def open(cls, cfg: Config, run: OfflineRun, screen: Screen) -> "PreferTask":
+        """Build every part; what the loss needs of the reference is there when this returns."""
+        find_device(cfg)
+        require_source(cfg)
+        model = model_files.fetch(config_verbs.neutral(cfg), progress=screen.progress)  # its length is ours
+        prompter = Prompter(model.tokenizer, cfg.prompts)
+        dataset = load(
+            cfg,
+            run,
+            Encoder(
+                prompter, eos_ids=model.eos_ids, max_length=cfg.prefer.max_length, setting="prefer.max_length"
+            ),
+        )
+        folder = model.folder if run.resume_from is None else str(run.resume_from[1])
+        policy = Policy(cfg, folder, tokenizer=model.tokenizer, start_folder=model.folder)
+        require_positions(policy.model.config, dataset.longest, setting="prefer.max_length")
+        train, held_out = completed(cfg, dataset)
+        if PREFERENCES[cfg.prefer.loss].reference:
+            reference = Reference(cfg, run, screen, policy, model, prompter.template_hash)
+            train = reference.attached(train)
+            held_out = None if held_out is None else reference.attached(held_out)
+        stream = ExampleStream(train, seed=cfg.train.seed, shuffle=cfg.data.shuffle)
+        fingerprints = {"model": model.fingerprint, "prompts": prompter.template_hash}
+        return cls(cfg, run, policy, build(cfg), dataset, held_out, stream, fingerprints)
+
+    def facts(self) -> Mapping[str, Any]:
+        """See offline.Task."""
+        return {"data": self.dataset.fingerprint, **self.fingerprints}
+
+    def train_step(self, step: int) -> Metrics:
+        """One optimizer step over `prefer.batch_size` pairs or answers, and what was measured."""
+        with self.run.timed("data"):
+            drawn = self.stream.next_batch(self.cfg.prefer.batch_size)
+            batches = batches_of(drawn, self.cfg.policy.tokens_per_batch)
+            self.run.count_tokens([batch.sequences.packed for batch in batches])
+        with self.run.timed("train"):
+            done, metrics = update(self.policy, batches, self.loss, step=step)
+        return {**metrics, "skipped_updates": float(not done.applied), "epoch": self.stream.epoch}
+
+    def evaluate(self, step: int) -> Sequence[Row]:
+        """Loss, accuracy and margin on what is held out, if anything is; prompts are the units."""
+        if self.held_out is None or not self.cfg.eval.every:
+            return []
+        held_out = [self.held_out[i] for i in range(len(self.held_out))]
+        seen = measure(self.policy, batches_of(held_out, self.cfg.policy.tokens_per_batch), self.loss)
+        row: Row = {"step": step, "data": self.dataset.held_out_name, "num_examples": len(held_out)}
+        assert self.dataset.held_out is not None
+        prompts = self.dataset.held_out.prompts.tolist()
+        columns = {"loss": seen.values, "accuracy": seen.agrees, "margin": seen.margins}
+        for name, column in columns.items():
+            if column is not None:
+                row |= interval(name, column, prompts)
+        rest = {name: value for name, value in seen.metrics.items() if name not in row}
+        return [row | rest]
+
+    def tell_evaluation(self, row: Mapping[str, Any]) -> str:
+        """See offline.Task."""
+        return (
+            f"{row['data']} accuracy {_shown(row, 'accuracy')}, loss {row['loss']:.4f}, margin "
+            f"{row['margin']:.3f} on {row['num_examples']} examples"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """See offline.Task."""
+        return {"policy": self.policy.state(), "examples": self.stream.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """See offline.Task."""
+        self.policy.load_state(state["policy"])
+        self.stream.load_state(state["examples"])
+
+    def save_model(self, folder: Path) -> None:
+        """See offline.Task."""
+        self.policy.save_model(folder)
+
+
+def load(cfg: Config, run: OfflineRun, encoder: Encoder) -> Split[Any]:
+    """The examples of the loss's kind, those held out apart; what was left out is noted."""
+    form_of = pair_form if PREFERENCES[cfg.prefer.loss].paired else single_form
+    open_rows = sources(cfg, opening=encoder.prompter.opening, tell=run.note)
+    dataset: Split[Any] = examples.load(cfg.data, form_of(encoder, open_rows), seed=cfg.train.seed)
+    for note in dataset.notes():
+        run.note(note)
+    return dataset
+
+
+def completed(cfg: Config, dataset: Split[Any]) -> tuple[Any, Any]:
+    """(train, held out) with all that the loss needs of each example but the reference's word."""
+    if PREFERENCES[cfg.prefer.loss].paired:
+        return dataset.train, dataset.held_out
+    held_out = dataset.held_out and WithTwins(dataset.held_out, max_length=cfg.prefer.max_length)
+    return WithTwins(dataset.train, max_length=cfg.prefer.max_length), held_out
+
+
+# Reference -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(slots=True)
+class Reference:
+    """The starting model, of which nothing but log-probabilities stays once this is let go."""
+
+    cfg: Config
+    run: OfflineRun
+    screen: Screen
+    policy: Policy
+    model: ModelFiles
+    template_hash: str
+    start: Policy | None = None  # loaded only where the policy has moved and the cache was emptied
+
+    def attached(self, source: Any) -> Any:
+        """Examples with the reference's log-probabilities of each, from the cache where they are there."""
+        key = [self.model.fingerprint, self.template_hash, self.cfg.policy.dtype]
+        with self.run.timed("reference"):
+            found, num = reference_cache.attach(source, self._sums, key=key, progress=self.screen.progress)
+        whence = f"computed for {num}" if num else "taken from the cache"
+        self.run.note(f"log-probabilities of the reference for {len(found)} examples: {whence}")
+        return found
+
+    def _sums(self, drawn: Sequence[Any]) -> Sequence[tuple[float, float]]:
+        """Two log-probabilities of each example under the starting model."""
+        batches = batches_of(drawn, self.cfg.policy.tokens_per_batch)
+        if self.policy.adapted:
+            with lora.switched_off(self.policy.model):
+                return reference_sums(self.policy, batches)
+        if self.run.resume_from is None:  # no step was taken: the policy is the starting model
+            return reference_sums(self.policy, batches)
+        if self.start is None:
+            folder, tokenizer = self.model.folder, self.model.tokenizer
+            self.start = Policy(self.cfg, folder, tokenizer=tokenizer, start_folder=folder)
+        return reference_sums(self.start, batches)
+
+
+# Screen ----------------------------------------------------------------------------------------------------
+
+
+def interval(name: str, values: Tensor, prompts: Sequence[int]) -> Row:
+    """Mean of a column [E] with its 95% interval; `prompts` [E] says which are of one, which are the units."""
+    by_prompt: dict[int, list[float]] = {}
+    for value, prompt in zip(values.tolist(), prompts, strict=True):
+        by_prompt.setdefault(prompt, []).append(value)
+    units = list(by_prompt.values())
+    if name == "accuracy":
+        mean, low, high = mean_interval(units)
+    else:
+        mean, low, high = ratio_interval([sum(unit) for unit in units], [len(unit) for unit in units])
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
+def summary(evals: Sequence[Row], metrics: Sequence[Row]) -> list[tuple[str, str]]:
+    """The table at the end."""
+    rows: list[tuple[str, str]] = []
+    if evals:
+        before, after = evals[0], evals[-1]
+        for name in ("accuracy", "loss"):
+            title = f"{after['data']} {name}"
+            if before["step"] != after["step"]:
+                rows.append((f"{title} before", _shown(before, name)))
+            rows.append((f"{title} after", f"{_shown(after, name)}  on {after['num_examples']} examples"))
+    if metrics:
+        for name in ("loss", "accuracy"):
+            first, last = (_number(metrics[place][name]) for place in (0, -1))
+            rows.append((f"training {name}", f"{first} -> {last}"))
+    return rows
+
+
+def _shown(row: Mapping[str, Any], name: str) -> str:
+    return f"{_number(row[name])}  [{_number(row[f'{name}_low'])}, {_number(row[f'{name}_high'])}]"
+
+
+def _number(value: float | None) -> str:
+    """A number that may not have been finite, which is null on disk."""
+    return "undefined" if value is None or not math.isfinite(value) else f"{value:.4f}"
