@@ -8,6 +8,7 @@ examples:
   verigrad eval runs/quickstart
   verigrad eval Qwen/Qwen3-0.6B --data aime.jsonl --verifier math_answer --n 16
   verigrad eval Qwen/Qwen3-0.6B runs/mine --n 8 --by level -o compared
+  verigrad eval Qwen/Qwen3-0.6B runs/mine --suite general
 
 A RUN brings its recipe: prompts, verifier, evaluation sets and temperature. The first model is what the
 others are compared with. Scores are means over problems; intervals are 95% and count problems, not samples.
@@ -57,6 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--by", metavar="COLUMN", help="a column that sorts problems into categories, each with its scores")
     add("--num", type=int, metavar="P", help="at most this many problems of each set")
     add("--step", type=int, metavar="S", help="which checkpoint of a run (default: its newest whole one)")
+    add(
+        "--suite",
+        metavar="SUITE",
+        help="measure side effects: a shipped suite's name or a .toml file, in place of the recipe's sets",
+    )
     add("--recipe", metavar="RECIPE", help="take all settings from this recipe")
     add("--seed", type=int, metavar="SEED", help="seed of the sampling (default: the recipe's, else 0)")
     add("--json", action="store_true", help="one JSON object on standard output")
@@ -91,4 +97,4 @@ def run(args: argparse.Namespace) -> int:
     prepare_process()
     from verigrad.engine import eval_run
 
-    return eval_run.run(planned, seed=args.seed, output=args.output, as_json=args.json)
+    return eval_run.run(planned, seed=args.seed, output=args.output, as_json=args.json, suite=args.suite)

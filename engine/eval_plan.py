@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from verigrad.engine import checkpoint, config, makers
+from verigrad.engine import checkpoint, config, makers, suite
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.config_checks import (
     DATA_FILES,
@@ -99,7 +99,7 @@ def plan(args: argparse.Namespace) -> list[Planned]:
     planned = []
     for one in subjects:
         asked_of = one if one.recipe else next((other for other in subjects if other.recipe), None)
-        if args.data or (args.recipe and not one.recipe):
+        if args.data or args.suite or (args.recipe and not one.recipe):
             asked_of = None
         planned.append(Planned(one, settings_of(one, shared, args, overrides), asked_of))
     return planned
@@ -107,6 +107,8 @@ def plan(args: argparse.Namespace) -> list[Planned]:
 
 def check_words(args: argparse.Namespace) -> None:
     """Options that contradict each other, and numbers that cannot be."""
+    if args.suite and (args.data or args.verifier or args.option):
+        raise ConfigError("--suite brings its own data and verifiers; remove --data, --verifier and --option")
     if args.greedy and (args.temperature or (args.n or 1) > 1):
         raise ConfigError("--greedy is one sample at temperature 0; remove it, or --n and --temperature")
     least, most = LEAST_TEMPERATURE, MOST_TEMPERATURE
@@ -198,18 +200,21 @@ def settings_of(
     """A recipe's settings, replaced by options, replaced by `section.key=value`."""
     recipe = shared if args.recipe else subject.recipe or shared
     tree = read_of(recipe or {})
-    if recipe is not None and verb_of(recipe) != "train" and not args.data:
+    brings_data = bool(args.data or args.suite)
+    if recipe is not None and verb_of(recipe) != "train" and not brings_data:
         raise ConfigError(f"{subject.label}: its recipe has no questions with answers; give --data")
     policy = tree.setdefault("policy", {})
     if policy.get("model") != subject.model:
         policy.pop("options", None)  # those of another maker
     policy["model"] = subject.model
     put_data(tree, args.data)
+    if args.suite:
+        put_sets(tree, suite.load(args.suite).evals())
     put_verifier(tree, args)
     put_sampling(tree, args)
     for override in overrides:
         check_override(override, args)
-        if subject.recipe and not args.recipe and not args.data:
+        if subject.recipe and not args.recipe and not brings_data:
             check_split(override, subject.recipe)
         config.apply_override(tree, override)
     if args.data:
@@ -247,8 +252,13 @@ def put_data(tree: dict[str, Any], paths: Sequence[str]) -> None:
         while name in evals:
             name = f"{plain}_{len(evals) + 1}"
         evals[name] = {"path": path}
+    put_sets(tree, evals)
+
+
+def put_sets(tree: dict[str, Any], evals: Mapping[str, Any]) -> None:
+    """These sets in place of the recipe's."""
     rule = tree.get("data", {}).get("on_bad_row", "stop")
-    tree["data"] = {"num_eval": 0, "on_bad_row": rule, "evals": evals}
+    tree["data"] = {"num_eval": 0, "on_bad_row": rule, "evals": dict(evals)}
 
 
 def put_verifier(tree: dict[str, Any], args: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from verigrad.engine.intervals import Paired
+from verigrad.engine.schema import VerifiedGroup
 
 PIPED_WIDTH = 10_000  # what is read by a program keeps one line per row
 USED = {
@@ -39,6 +40,7 @@ class Result:
     row: Mapping[str, Any]  # as in eval.jsonl
     used: Mapping[str, Any]
     scores: Mapping[str, Mapping[int, float]] = field(repr=False)  # score's name -> problem -> score
+    groups: Sequence[VerifiedGroup] = field(repr=False, default=())  # every attempt
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,17 @@ import tomli_w
 import torch
 from rich.console import Console
 
-from verigrad.engine import data, eval_plan, eval_report, eval_split, model_files, rollout_file
+from verigrad.engine import (
+    data,
+    eval_plan,
+    eval_report,
+    eval_split,
+    lm_harness,
+    model_files,
+    rollout_file,
+    side_effects,
+)
+from verigrad.engine import suite as suites
 from verigrad.engine.checkpoint import name_of
 from verigrad.engine.config import Config, ConfigError, DataConfig
 from verigrad.engine.eval_plan import Planned, Subject
@@ -51,11 +61,16 @@ class Prepared:
     sets: Mapping[str, Sequence[Problem]]
 
 
-def run(planned: Sequence[Planned], *, seed: int | None, output: str | None, as_json: bool) -> int:
+def run(
+    planned: Sequence[Planned], *, seed: int | None, output: str | None, as_json: bool, suite: str | None
+) -> int:
     """Evaluate all, show the tables or one JSON object, and return the exit status.
 
     Everything that can be wrong with any of the models or its data is found before the first is sampled.
     """
+    measured = None if suite is None else suites.load(suite)
+    if measured is not None and measured.lm_eval is not None:
+        lm_harness.require(measured.lm_eval)
     folder = None if output is None else Folder(Path(output), [one.subject.label for one in planned])
     with stdout_for_the_report() as report:
         with Screen(Console(stderr=True, highlight=False)) as screen:
@@ -64,13 +79,25 @@ def run(planned: Sequence[Planned], *, seed: int | None, output: str | None, as_
                 folder.open()
             results = [result for one in ready for result in results_of(one, seed, folder, screen)]
             comparisons = list(compared(results))
+            found = None
+            if measured is not None:
+                found = side_effects.side_effects(results, measured)
+                if measured.lm_eval is not None:
+                    folders = {one.subject.label: one.model.folder for one in ready}
+                    found = lm_harness.added(found, measured.lm_eval, folders, screen)
             if folder is not None:
                 folder.write_comparisons(comparisons)
+                if found is not None:
+                    folder.write_side_effects(found)
                 screen.say(f"written to {output}")
         if as_json:
-            print(json.dumps(eval_report.as_json(results, comparisons), allow_nan=False), file=report)
+            shown = eval_report.as_json(results, comparisons) | ({} if found is None else found.as_json())
+            print(json.dumps(shown, allow_nan=False), file=report)
         else:
-            eval_report.show(results, comparisons, file=report)
+            if found is None or len(planned) == 1:
+                eval_report.show(results, comparisons, file=report)
+            if found is not None:
+                side_effects.show(found, file=report)
     return 0
 
 
@@ -157,7 +184,8 @@ def results_of(one: Prepared, seed: int | None, folder: "Folder | None", screen:
             row |= judge.take_health()
             policy = judge.pool.verifier.policy
             used = used_by(one, cfg, name, f"{judge.name} {policy.version}")
-            result = Result(one.subject.label, one.subject.model, row, used, scores(groups, cfg.eval.pass_k))
+            score = scores(groups, cfg.eval.pass_k)
+            result = Result(one.subject.label, one.subject.model, row, used, score, groups)
             if folder is not None:
                 folder.write_row(result, cfg)
             yield result
@@ -249,11 +277,16 @@ class Folder:
             rows = [eval_report.comparison_json(one) for one in comparisons]
             (self.path / "comparisons.json").write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
 
+    def write_side_effects(self, found: side_effects.SideEffects) -> None:
+        """side_effects.json."""
+        text = json.dumps(found.as_json(), indent=1, allow_nan=False)
+        (self.path / "side_effects.json").write_text(text + "\n")
+
 
 def folder_names(labels: Sequence[str]) -> list[str]:
     """A name for each label's folder, no two alike even where case does not count."""
     names: list[str] = []
-    taken = {"eval.jsonl", "comparisons.json"}
+    taken = {"eval.jsonl", "comparisons.json", "side_effects.json"}
     for label in labels:
         name = plain = re.sub(r"[^\w.-]+", "_", label).lstrip(".") or "model"
         for number in itertools.count(2):

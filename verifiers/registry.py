@@ -30,6 +30,7 @@ BUILTIN = {
     "program_output": "verigrad.verifiers.program_output:ProgramOutput",
     "random": "verigrad.verifiers.random_reward:random_reward",
     "reasoning_gym": "verigrad.verifiers.adapters.reasoning_gym:ReasoningGym",
+    "refusal": "verigrad.verifiers.refusal:refusal",
     "repetition": "verigrad.verifiers.repetition:repetition",
     "unit_tests": "verigrad.verifiers.unit_tests:UnitTests",
 }

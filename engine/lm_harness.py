@@ -1,0 +1,85 @@
+"""Tasks of lm-evaluation-harness, where it is installed -> rows of a side-effect table.
+
+Each model is given to the harness as a Hugging Face folder, and its per-document scores are compared pair by
+pair like those of our own sets (github.com/EleutherAI/lm-evaluation-harness).
+"""
+
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from verigrad.engine.config import ConfigError
+from verigrad.engine.screen import Screen
+from verigrad.engine.side_effects import Effect, SideEffects, effect, held_against_each_other
+from verigrad.engine.suite import LmEval
+
+METRICS = ("acc", "exact_match", "acc_norm", "f1")  # the first of them that a task's documents have
+
+
+def require(wanted: LmEval) -> None:
+    """Raise ConfigError where the harness is not installed, or a task's folder is not there."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError(
+            f"the suite asks for tasks of lm-evaluation-harness ({', '.join(wanted.tasks)}), which is not "
+            "installed; `pip install lm_eval`, or remove [lm_eval] from the suite"
+        )
+    if wanted.include_path and not Path(wanted.include_path).is_dir():
+        raise ConfigError(
+            f"lm_eval.include_path = {wanted.include_path!r}: no such folder (looked from {Path.cwd()})"
+        )
+
+
+def added(found: SideEffects, wanted: LmEval, folders: Mapping[str, str], screen: Screen) -> SideEffects:
+    """The table with a row for each task; `folders` are the models' by label, the first one first."""
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for label, folder in folders.items():
+        screen.say(f"{label}: {', '.join(wanted.tasks)} by lm-evaluation-harness")
+        scores[label] = by_document(folder, wanted)
+    first, *others = scores
+    effects: list[Effect] = []
+    for other in others:
+        for task in scores[first]:
+            pair = (scores[first][task], scores[other].get(task, {}))
+            effects += effect(f"lm_eval {task}", task, pair, "higher", (first, other))
+    return dataclasses.replace(found, effects=held_against_each_other([*found.effects, *effects]))
+
+
+def by_document(folder: str, wanted: LmEval) -> dict[str, dict[str, float]]:
+    """Task -> document -> score."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    try:
+        outcome: Any = lm_eval.simple_evaluate(
+            model="hf",
+            model_args={"pretrained": folder, "device": "cpu"} if not _has_gpu() else {"pretrained": folder},
+            tasks=list(wanted.tasks),
+            limit=wanted.limit,
+            num_fewshot=wanted.num_fewshot,
+            task_manager=TaskManager(include_path=wanted.include_path or None),
+            log_samples=True,
+            bootstrap_iters=0,
+        )
+    except (KeyError, ValueError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"lm-evaluation-harness: {reason}; correct [lm_eval] of the suite") from error
+    return {task: dict(_scores(samples)) for task, samples in outcome["samples"].items()}
+
+
+def _scores(samples: Any) -> list[tuple[str, float]]:
+    rows = []
+    for sample in samples:
+        name = next((metric for metric in METRICS if metric in sample), None)
+        value = math.nan if name is None else float(sample[name])
+        if math.isfinite(value):
+            rows.append((str(sample["doc_id"]), value))
+    return rows
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
