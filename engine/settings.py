@@ -594,8 +594,8 @@ class MonitorConfig(Section):
     patience: int = Field(default=2, ge=1)
     """Steps in a row (of monitor.verifier: looks) beyond a limit before it trips."""
     action: Literal["warn", "pause", "rollback"] = "pause"
-    """What a tripped limit does: a note; a checkpoint and an end with status 1; or an end that puts aside every
-    checkpoint not from before the first step beyond the limit."""
+    """What a tripped limit does: a note; a checkpoint and an end with status 1; or an end with status 1 and
+    only the checkpoints from before the first step beyond the limit, later ones put aside."""
 
 
 class SftConfig(Section):
