@@ -16,6 +16,7 @@ from verigrad.engine.curriculum import Curriculum, problem_stream
 from verigrad.engine.data import ProblemStream
 from verigrad.engine.dynamic_sampling import KeepRate
 from verigrad.engine.episode import EpisodeSampler
+from verigrad.engine.monitor import Monitor
 from verigrad.engine.policy import Policy, find_device
 from verigrad.engine.prompts import Prompter
 from verigrad.engine.quick_audit import audit_before_training, note_control
@@ -38,6 +39,7 @@ class Loop:
     sync: WeightSync
     scorer: Scorer  # pays the rewards
     judges: Judges  # of held-out answers
+    monitor: Monitor  # of signs of reward hacking
     problems: ProblemStream | Curriculum
     evals: Mapping[str, list[Problem]]
     algorithm: Algorithm
@@ -53,7 +55,8 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
     find_device(cfg)
     with open_scorers(cfg) as (scorer, judges):
         with run.timed("start"):  # what is cheap to get wrong is looked at before a model is made or fetched
-            scorer.require_fit(data.first_problem(cfg.data, seed=cfg.train.seed))
+            for judge in filter(None, (scorer, judges.second())):
+                judge.require_fit(data.first_problem(cfg.data, seed=cfg.train.seed))
             audit_before_training(cfg, run, screen)
             control = note_control(scorer.pool.verifier, run)
             model = model_files.fetch(cfg, progress=screen.progress)
@@ -74,6 +77,7 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
                     sync=WeightSync(policy, sampler, dataset.train[:2], cfg=cfg),
                     scorer=scorer,
                     judges=judges,
+                    monitor=Monitor(cfg, run, scorer=scorer, second=judges.second()),
                     problems=problem_stream(dataset.train, cfg),
                     evals=dataset.evals,
                     algorithm=algorithm,
@@ -122,6 +126,7 @@ def state_of(loop: Loop) -> dict[str, Any]:
         "keep_rate": float(loop.keep_rate),
         "nonfinite_in_row": loop.nonfinite_in_row,
         "undecided_in_row": loop.scorer.watch.steps_in_row,
+        "monitor": loop.monitor.state(),
         "coefs": dataclasses.astuple(loop.coefs),
         "torch_rng": torch.get_rng_state(),
     }
@@ -135,5 +140,6 @@ def restore(loop: Loop, state: dict[str, Any]) -> None:
     loop.keep_rate = KeepRate(state["keep_rate"])
     loop.nonfinite_in_row = state["nonfinite_in_row"]
     loop.scorer.watch.steps_in_row = state.get("undecided_in_row", 0)
+    loop.monitor.load_state(state.get("monitor", {}))
     loop.coefs = Coefs(*state["coefs"])
     torch.set_rng_state(state["torch_rng"])

@@ -13,14 +13,17 @@ from safetensors import SafetensorError
 MANIFEST = "manifest.json"
 HALF = ".half"  # suffix of a folder that is still being written
 DAMAGED = ".damaged"  # suffix of one that was written whole and is not any more
+TRIPPED = ".tripped"  # suffix of one from after a sign of reward hacking, taken out by a rollback
 
 
 class CheckpointError(OSError):
     """A checkpoint could not be written; earlier ones are untouched."""
 
 
-def save(folder: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
-    """Write `folder/step_NNNNNN` through `write`, atomically, then remove all but the `keep` newest.
+def save(
+    folder: Path, step: int, write: Callable[[Path], None], *, keep: int, keep_before: int | None = None
+) -> Path:
+    """Write `folder/step_NNNNNN` through `write`, atomically, then `prune`.
 
     The folder appears under its name only after every byte is on disk, so a kill or a full disk at any
     moment leaves either the old state or the new one. Raises CheckpointError when the disk refuses.
@@ -44,7 +47,7 @@ def save(folder: Path, step: int, write: Callable[[Path], None], *, keep: int) -
     except (OSError, RuntimeError, SafetensorError) as error:  # both libraries wrap ENOSPC in their own
         shutil.rmtree(half, ignore_errors=True)
         raise CheckpointError(f"checkpoint of step {step} could not be written: {error}") from error
-    prune(folder, keep=keep)
+    prune(folder, keep=keep, keep_before=keep_before)
     return target
 
 
@@ -77,16 +80,18 @@ def remove_halves(folder: Path) -> None:
         shutil.rmtree(half, ignore_errors=True)
 
 
-def put_aside(checkpoint: Path) -> None:
-    """Take a damaged checkpoint out of the count, so that pruning never prefers it to a whole one."""
-    aside = checkpoint.with_name(checkpoint.name + DAMAGED)
+def put_aside(checkpoint: Path, suffix: str = DAMAGED) -> None:
+    """Take a checkpoint out of the count, so that pruning never prefers it to a good one."""
+    aside = checkpoint.with_name(checkpoint.name + suffix)
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
 
 
-def prune(folder: Path, *, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints."""
-    for _, path in list(newest_first(folder))[keep:]:
+def prune(folder: Path, *, keep: int, keep_before: int | None = None) -> None:
+    """Remove all but the `keep` newest checkpoints, and the newest one from before step `keep_before`."""
+    found = list(newest_first(folder))
+    before = [path for step, path in found if keep_before is not None and step < keep_before][:1]
+    for path in [path for _, path in found[keep:] if path not in before]:
         doomed = path.with_name(f"{path.name}{HALF}")  # renamed first: a half-removed one must not be found
         shutil.rmtree(doomed, ignore_errors=True)
         path.rename(doomed)

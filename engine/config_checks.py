@@ -27,6 +27,7 @@ def contradictions(c: Config) -> Iterator[str]:
     yield from _sampling_without_effect(c)
     yield from _verifier_without_effect(c)
     yield from _files_without_effect(c)
+    yield from _monitor_contradictions(c)
     yield from _lora_contradictions(c)
 
 
@@ -209,6 +210,28 @@ def _lora_contradictions(c: Config) -> Iterator[str]:
         yield (
             "algorithm.ref_sync_every moves the reference, which with lora.rank > 0 is the model without its "
             "adapters and cannot move; choose one"
+        )
+
+
+def _monitor_contradictions(c: Config) -> Iterator[str]:
+    monitor, chosen = c.monitor, _chosen(c.monitor)
+    if not monitor.enabled:
+        for name in sorted(chosen - {"enabled"}):
+            yield f"monitor.{name} has no effect with monitor.enabled = false; remove it"
+        return
+    of_second = {"verifier_options", "every", "num_rollouts", "max_proxy_gap", "max_second_drop"}
+    if not monitor.verifier:
+        for name in sorted(chosen & of_second):
+            yield f"monitor.{name} has no effect without monitor.verifier; remove it or name one"
+    elif (monitor.verifier, monitor.verifier_options) == (c.verifier.name, c.verifier.options):
+        yield (
+            f"monitor.verifier = {monitor.verifier!r} is the verifier that pays, which it is to be held "
+            "against; name another"
+        )
+    if monitor.max_kl is not None and not c.algorithm.kl_coef:
+        yield (
+            f"monitor.max_kl = {monitor.max_kl:g} needs a reference, which only algorithm.kl_coef > 0 keeps; "
+            "remove it or set that"
         )
 
 

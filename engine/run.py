@@ -18,7 +18,7 @@ from typing import Any
 import filelock
 import torch
 
-from verigrad.engine import checkpoint, rollout_file
+from verigrad.engine import checkpoint, rollout_file, tripped
 from verigrad.engine.config import Config, ConfigError, differences, load, to_toml
 from verigrad.engine.failures import WorkError
 from verigrad.engine.schema import Evaluation, ScoredGroup, VerifiedGroup
@@ -56,6 +56,7 @@ class Run:
         self.notes: list[str] = []
         self.seconds: dict[str, float] = {}
         self.judged_by: Mapping[str, Mapping[str, Any]] = {}  # by held-out set, "" pays: who judged
+        self.keep_before: int | None = None  # a step from before which one checkpoint must stay
         self._num_tokens = 0  # sampled in the current step
         require_installed(cfg.run.trackers)
         self._refuse_strange_folder()
@@ -83,8 +84,14 @@ class Run:
     def _open(self) -> None:
         self._refuse_changed_settings()
         checkpoint.remove_halves(self.checkpoints)
+        trip = tripped.standing(self.folder)
+        if trip is not None and trip.action == "rollback":
+            self.roll_back(trip.since)  # a kill may have come first
         self.resume_from = self._newest_whole()
-        checkpoint.prune(self.checkpoints, keep=self.cfg.run.keep_checkpoints)  # a kill may have come first
+        if trip is not None:
+            self._refuse_tripped(trip)
+        if self.cfg.monitor.action != "rollback":  # which may need an older one; the next save knows
+            checkpoint.prune(self.checkpoints, keep=self.cfg.run.keep_checkpoints)  # as above
         self.first_step = 1 if self.resume_from is None else self.resume_from[0] + 1
         self._forget_after(self.first_step - 1)
         if self._read("config.toml") != to_toml(self.cfg):
@@ -127,7 +134,17 @@ class Run:
     def _harmless(self, name: str) -> bool:
         # With a constant rate nothing before the old end depends on how many steps follow.
         longer = name == "train.num_steps" and self.cfg.optim.schedule == "constant"
-        return name in FREE_TO_CHANGE or longer
+        return name in FREE_TO_CHANGE or name.startswith("monitor.") or longer
+
+    def _refuse_tripped(self, trip: tripped.Trip) -> None:
+        """A run that a sign of reward hacking ended goes on only with other settings of [monitor]."""
+        newest = 0 if self.resume_from is None else self.resume_from[0]
+        if trip.action == "pause" and newest < trip.step:  # killed or out of disk before that was saved
+            tripped.forget(self.folder)
+            return
+        tripped.require_change(trip, self.cfg.monitor, self.folder)
+        tripped.go_on(trip, self.folder)
+        self.note(f"goes on after a sign of reward hacking ({trip.said}), with [monitor] changed")
 
     def _newest_whole(self) -> tuple[int, Path] | None:
         for step, path in checkpoint.newest_first(self.checkpoints):
@@ -281,11 +298,25 @@ class Run:
             torch.save(dict(state), folder / STATE)
 
         try:
-            checkpoint.save(self.checkpoints, step, write, keep=self.cfg.run.keep_checkpoints)
+            checkpoint.save(
+                self.checkpoints,
+                step,
+                write,
+                keep=self.cfg.run.keep_checkpoints,
+                keep_before=self.keep_before,
+            )
         except checkpoint.CheckpointError as error:
             self.note(f"{error}. The checkpoint before it is untouched; free some space")
             return False
         return True
+
+    def roll_back(self, since: int) -> int | None:
+        """Put checkpoints from step `since` on aside; the step of the newest that stays, None without."""
+        for step, path in list(checkpoint.newest_first(self.checkpoints)):
+            if step < since:
+                return step
+            checkpoint.put_aside(path, checkpoint.TRIPPED)
+        return None
 
     def load_state(self) -> dict[str, Any]:
         """The trainer's state in the checkpoint to resume from."""

@@ -139,6 +139,13 @@ class Judges:
         name, options, setting = self.choice(data)
         return self.open(name, options, setting=setting)
 
+    def second(self) -> Scorer | None:
+        """Whose reward is watched beside the one that pays and never trained on; None without."""
+        monitor = self.cfg.monitor
+        if not monitor.verifier:
+            return None
+        return self.open(monitor.verifier, monitor.verifier_options, setting="monitor.verifier")
+
     def choice(self, data: str) -> tuple[str, Mapping[str, Any], str]:
         """A set's verifier, its options, and the setting that names it.
 
@@ -177,4 +184,5 @@ def open_scorers(cfg: Config) -> Iterator[tuple[Scorer, Judges]]:
         scorer = judges.open(cfg.verifier.name, cfg.verifier.options, setting="verifier.name")
         for data in ("", *cfg.data.evals):
             judges.of(data)
+        judges.second()
         yield scorer, judges

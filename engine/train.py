@@ -51,8 +51,8 @@ def train(cfg: Config, screen: Screen) -> int:
                 if cfg.eval.every and (step % cfg.eval.every == 0 or last):
                     evaluate_all(loop, run, screen, cfg, step=step)
                 stopping = interrupt.asked and not last  # read once: a signal may come between two looks
-                paused = loop.scorer.watch.must_pause and not last
-                if stopping or paused or last or step % cfg.run.save_every == 0:
+                paused, tripped = loop.scorer.watch.must_pause and not last, loop.monitor.trip is not None
+                if stopping or paused or tripped or last or step % cfg.run.save_every == 0:
                     with run.timed("save"):
                         saved = run.save(step, state_of(loop), loop.policy.save_model)
                 tell(run, screen)
@@ -62,6 +62,8 @@ def train(cfg: Config, screen: Screen) -> int:
                         f"skipped; their rollouts are in {cfg.run.folder}/rollouts. Look there for extreme "
                         "log-probabilities, or start a new run with a lower optim.lr"
                     )
+                if tripped:
+                    raise loop.monitor.ended(saved=saved)
                 if paused:
                     raise loop.scorer.watch.paused(step=step, saved=saved)
                 if stopping:
@@ -88,6 +90,7 @@ def train_step(loop: Loop, run: Run, cfg: Config, step: int) -> Metrics:
     )
     run.log_rollouts(step, [*groups, *greedy], dict(zip(kept, scored, strict=True)))
     loop.scorer.require_decided(groups)
+    loop.monitor.look(step, groups)
     metrics = dynamic_sampling.group_stats(groups, trained_on)
     metrics |= loop.scorer.step_health(groups, note=run.note)
     metrics["staleness_mean"] = staleness(trained_on, now=loop.policy_version)
@@ -99,6 +102,7 @@ def train_step(loop: Loop, run: Run, cfg: Config, step: int) -> Metrics:
         if (every := cfg.algorithm.ref_sync_every) and step % every == 0:
             loop.policy.move_reference()
         loop.sampler.engine.reclaim()
+    metrics |= loop.monitor.observe(step, groups, metrics)
     with run.timed("sync"):
         loop.policy_version += 1
         metrics |= loop.sync.push(loop.policy_version)
