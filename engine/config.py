@@ -21,6 +21,7 @@ from verigrad.engine.settings import (
     ConfigError,
     DataConfig,
     EvalSet,
+    MixSet,
     OptimConfig,
     PromptsConfig,
     Section,
@@ -46,6 +47,8 @@ __all__ = [
 ]
 
 RECIPES = Path(__file__).parent / "recipes"
+NAMED_SETS: Mapping[str, type[Section]] = {"evals": EvalSet, "mix": MixSet}
+"""Settings of [data] that are sets by their names -> what one holds."""
 
 
 def load(recipe: str, overrides: Sequence[str] = (), *, verb: Verb | None = None) -> Config:
@@ -133,12 +136,17 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _wants_text(names: Sequence[str]) -> bool:
-    if names[:2] == ["data", "evals"] and len(names) == 4:
-        fields: Mapping[str, Any] = EvalSet.model_fields
+    if (one := _named_set(names)) is not None and len(names) == 4:
+        fields: Mapping[str, Any] = one.model_fields
     else:
         section = Config.model_fields.get(names[0]) if len(names) == 2 else None
         fields = getattr(section.annotation, "model_fields", {}) if section else {}
     return names[-1] in fields and fields[names[-1]].annotation is str
+
+
+def _named_set(names: Sequence[str]) -> type[Section] | None:
+    """What data.evals.NAME and data.mix.NAME hold; None for another place."""
+    return NAMED_SETS.get(names[1]) if len(names) > 1 and names[0] == "data" else None
 
 
 def resolve(config: Config) -> Config:
@@ -161,9 +169,10 @@ def explain(error: Any) -> str:
     where = ".".join(path)
     if error["type"] == "missing":
         return f"{where} is missing; set it"
-    if error["type"] == "extra_forbidden" and path[:2] == ["data", "evals"] and len(path) > 3:
-        close = difflib.get_close_matches(path[3], EvalSet.model_fields, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"a set holds {', '.join(EvalSet.model_fields)}"
+    one = _named_set(path)
+    if error["type"] == "extra_forbidden" and one is not None and len(path) > 3:
+        close = difflib.get_close_matches(path[3], one.model_fields, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"a set holds {', '.join(one.model_fields)}"
         return f"{where} is not a setting; {hint}"
     if error["type"] != "extra_forbidden":
         shown = repr(error["input"])
@@ -214,9 +223,10 @@ def flatten(config: Config) -> dict[str, Any]:
     """Dotted names to values, of what the recipe's command reads."""
     tree = config_verbs.read_part(config)
     flat = {f"{section}.{key}": value for section, node in tree.items() for key, value in node.items()}
-    for name, one in flat.pop("data.evals", {}).items():
-        chosen = {key: value for key, value in one.items() if value != EvalSet.model_fields[key].default}
-        flat[f"data.evals.{name}"] = chosen
+    for kind, form in NAMED_SETS.items():
+        for name, one in flat.pop(f"data.{kind}", {}).items():
+            chosen = {key: value for key, value in one.items() if value != form.model_fields[key].default}
+            flat[f"data.{kind}.{name}"] = chosen
     return flat
 
 
@@ -225,7 +235,7 @@ def differences(ours: Config, theirs: Config) -> list[str]:
     if ours.verb != theirs.verb:
         return [f"command: verigrad {theirs.verb} -> verigrad {ours.verb}"]
     mine, yours = flatten(ours), flatten(theirs)
-    names = dict.fromkeys([*mine, *yours])  # a set of data.evals may be on one side only
+    names = dict.fromkeys([*mine, *yours])  # a named set may be on one side only
     return [
         f"{name}: {yours.get(name)!r} -> {mine.get(name)!r}"
         for name in names

@@ -28,7 +28,9 @@ def contradictions(c: Config) -> Iterator[str]:
     yield from _verifier_without_effect(c)
     yield from _files_without_effect(c)
     yield from _monitor_contradictions(c)
+    yield from _mix_contradictions(c)
     yield from _lora_contradictions(c)
+    yield from _critic_contradictions(c)
 
 
 def _missing(c: Config) -> Iterator[str]:
@@ -36,7 +38,8 @@ def _missing(c: Config) -> Iterator[str]:
         yield "policy.model is empty; set a Hugging Face folder, a hub id or a maker"
     if not c.data.path:
         yield "data.path is empty; set a .jsonl, .parquet or .csv file, a hub id or a maker"
-    if c.eval.every and not (c.data.eval_path or c.data.num_eval or c.data.evals):
+    mixed = any(one.num_eval for one in c.data.mix.values())
+    if c.eval.every and not (c.data.eval_path or c.data.num_eval or c.data.evals or mixed):
         yield (
             "eval.every > 0, but data.num_eval = 0 holds nothing out; "
             "set data.num_eval, data.eval_path, data.evals.NAME.path, or eval.every = 0"
@@ -200,6 +203,21 @@ def _files_without_effect(c: Config) -> Iterator[str]:
         yield "data.eval_split has no effect without data.eval_path; remove it"
     elif "eval_split" in _chosen(data) and not _has_splits(data.eval_path):
         yield f"data.eval_split has no effect: data.eval_path = {data.eval_path!r} is no hub data; remove it"
+
+
+def _mix_contradictions(c: Config) -> Iterator[str]:
+    data = c.data
+    if not data.mix and "weight" in _chosen(data):
+        yield "data.weight has no effect without data.mix; remove it or name more sets to learn from"
+    taken = {"path": "data.path", "held_out": "what is held out of data.path"}
+    for name, one in data.mix.items():
+        where = f"data.mix.{name}"
+        if name in taken:
+            yield f"{where} has the name of {taken[name]}; call it something else"
+        if one.options and not _is_maker(one.path):
+            yield f"{where}.options are for makers, and its path {one.path!r} is none; remove them"
+        if "split" in _chosen(one) and not _has_splits(one.path):
+            yield f"{where}.split has no effect: its path {one.path!r} is no hub data; remove it"
 
 
 def _lora_contradictions(c: Config) -> Iterator[str]:

@@ -60,6 +60,7 @@ class Split(Generic[E]):
     train: "Examples[E]"
     held_out: "Examples[E] | None"
     held_out_name: str
+    reserved: NDArray[np.uint64]  # digests of the prompts that nothing may be learned from
     num_skipped: int  # malformed rows left out
     first_skipped: str  # where the first of them is, and what is wrong with it
     num_overlap: int  # training examples left out because their prompt is held out
@@ -95,7 +96,7 @@ class Examples(Sequence[E]):
     """Examples read from their rows when asked for."""
 
     def __init__(self, table: Table[E], positions: NDArray[np.int64]) -> None:
-        self._table = table
+        self._table, self._positions = table, positions
         self._rows, self._parts = table.good[positions], table.part[positions]  # [N]
         self.prompts = table.prompts[positions]  # [N] uint64, alike where the prompt is the same
         self.fingerprint = hash_of_all(table.contents[positions])
@@ -113,9 +114,16 @@ class Examples(Sequence[E]):
         item = self._table.read(self._table.rows.row(int(self._rows[index])))
         return item.examples[int(self._parts[index])]
 
+    def without(self, prompts: NDArray[np.uint64]) -> "Examples[E]":
+        """Those whose prompt is none of these."""
+        return Examples(self._table, self._positions[~np.isin(self.prompts, prompts)])
 
-def load(cfg: DataConfig, form: Form[E], *, seed: int) -> Split[E]:
-    """Read, check, tokenise and split; see `data.load` for what is held out."""
+
+def load(cfg: DataConfig, form: Form[E], *, seed: int, setting: str = "data") -> Split[E]:
+    """Read, check, tokenise and split one set; see `data.load` for what is held out.
+
+    `setting` is where the set is named in the recipe, for messages. Of several sets: mixture.load.
+    """
     table = scan_path(cfg, form, path=path_of(cfg), split=cfg.split, seed=seed)
     if cfg.eval_path:
         other = scan_path(cfg, form, path=cfg.eval_path, split=cfg.eval_split, seed=seed)
@@ -129,16 +137,20 @@ def load(cfg: DataConfig, form: Form[E], *, seed: int) -> Split[E]:
         skipped = [table]
     on_other_side = np.isin(table.prompts, prompts)
     if on_other_side.all():
-        remedy = "Choose another data.eval_path" if cfg.eval_path else "Set a smaller data.num_eval"
+        remedy = (
+            f"Choose another {setting}.eval_path" if cfg.eval_path else f"Set a smaller {setting}.num_eval"
+        )
         raise ConfigError(
             f"{cfg.path} has {len(np.unique(table.prompts))} different prompts and all of them are held out "
-            f"(data.num_eval = {cfg.num_eval}): nothing is left to learn from. {remedy}, or bring more data."
+            f"({setting}.num_eval = {cfg.num_eval}): nothing is left to learn from. {remedy}, or bring more "
+            "data."
         )
     train = Examples(table, np.flatnonzero(~on_other_side))
     return Split(
         train=train,
         held_out=held if len(held) else None,
         held_out_name=name,
+        reserved=prompts,
         num_skipped=sum(one.num_skipped for one in skipped),
         first_skipped=next((one.first_skipped for one in skipped if one.first_skipped), ""),
         num_overlap=int(on_other_side.sum()) - (0 if cfg.eval_path else len(held)),

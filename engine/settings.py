@@ -117,6 +117,8 @@ class MixSet(Section):
     """Keyword arguments for a maker."""
     columns: dict[str, str] = {}
     """Our column name -> the file's."""
+    num_eval: int = Field(default=500, ge=0)
+    """Prompts held out of it, whose evaluation is recorded under this set's name; 0 holds out none."""
     weight: float = Field(default=1.0, gt=0)
     """Examples drawn of it, relative to the weights of the others and of data.path (data.weight)."""
 

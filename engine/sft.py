@@ -13,19 +13,22 @@ from typing import Any
 from verigrad.engine import config_verbs, model_files, sft_data
 from verigrad.engine.aggregation import token_mean
 from verigrad.engine.config import Config, ConfigError
-from verigrad.engine.examples import Examples, ExampleStream, Split
+from verigrad.engine.examples import Examples
 from verigrad.engine.intervals import Z_95
-from verigrad.engine.loss import nll
+from verigrad.engine.loss import LossFn, nll
+from verigrad.engine.mixture import Mixture, MixtureStream
 from verigrad.engine.offline import OfflineRun, Row, run_task
 from verigrad.engine.pack import pack
 from verigrad.engine.policy import Policy, combine, find_device
 from verigrad.engine.prompts import Prompter
 from verigrad.engine.schema import Coefs, Metrics, PackedBatch, Rollout, ScoredGroup
 from verigrad.engine.screen import Screen
+from verigrad.engine.sft_loss import dft
 from verigrad.engine.sft_rows import Encoder, Example
 from verigrad.verifiers.base import Problem, Verdict
 
 NO_TERMS = Coefs(kl=0.0, entropy=0.0)
+LOSSES: Mapping[str, LossFn] = {"nll": nll, "dft": dft}
 REPORTED = ("loss", "entropy", "grad_norm", "lr")
 EVAL_BATCH = 64  # held-out examples read and packed at once
 
@@ -42,8 +45,8 @@ class SftTask:
     cfg: Config
     run: OfflineRun
     policy: Policy
-    dataset: Split[Example]
-    stream: ExampleStream[Example]
+    dataset: Mixture[Example]
+    stream: MixtureStream[Example]
     fingerprints: Mapping[str, str]  # of model and prompts
 
     @classmethod
@@ -60,7 +63,7 @@ class SftTask:
         folder = model.folder if run.resume_from is None else str(run.resume_from[1])
         policy = Policy(cfg, folder, tokenizer=model.tokenizer, start_folder=model.folder)
         require_positions(policy.model.config, dataset.longest, setting="sft.max_length")
-        stream = ExampleStream(dataset.train, seed=cfg.train.seed, shuffle=cfg.data.shuffle)
+        stream = MixtureStream(dataset.train, dataset.parts, seed=cfg.train.seed, shuffle=cfg.data.shuffle)
         fingerprints = {"model": model.fingerprint, "prompts": prompter.template_hash}
         return cls(cfg, run, policy, dataset, stream, fingerprints)
 
@@ -75,33 +78,35 @@ class SftTask:
             batches = batches_of(examples, self.cfg.policy.tokens_per_batch)
             self.run.count_tokens(batches)
         with self.run.timed("train"):
-            done = self.policy.update(batches, nll, NO_TERMS, step=step, first=True)
+            loss = LOSSES[self.cfg.sft.loss]
+            done = self.policy.update(batches, loss, NO_TERMS, step=step, first=True)
         metrics = combine([done])
         return {
             **{name: metrics[name] for name in REPORTED},
             "skipped_updates": float(not done.applied),
             "num_tokens": float(sum(int(batch.loss_mask.sum()) for batch in batches)),
-            "epoch": self.stream.epoch,
+            **self.stream.metrics(),
         }
 
     def evaluate(self, step: int) -> Sequence[Row]:
-        """The held-out loss, if anything is held out."""
-        if self.dataset.held_out is None or not self.cfg.eval.every:
-            return []
-        max_tokens = self.cfg.policy.tokens_per_batch
-        losses, counts = held_out_losses(self.policy, self.dataset.held_out, max_tokens=max_tokens)
-        loss, low, high = ratio_interval(losses, counts)
-        return [
-            {
-                "step": step,
-                "data": self.dataset.held_out_name,
-                "num_examples": len(losses),
-                "num_tokens": sum(counts),
-                "loss": loss,
-                "loss_low": low,
-                "loss_high": high,
-            }
-        ]
+        """Minus the log-likelihood of what is held out of each set, if anything is, whatever sft.loss."""
+        rows: list[Row] = []
+        for name, held_out in self.dataset.held_out.items() if self.cfg.eval.every else ():
+            max_tokens = self.cfg.policy.tokens_per_batch
+            losses, counts = held_out_losses(self.policy, held_out, max_tokens=max_tokens)
+            loss, low, high = ratio_interval(losses, counts)
+            rows.append(
+                {
+                    "step": step,
+                    "data": name,
+                    "num_examples": len(losses),
+                    "num_tokens": sum(counts),
+                    "loss": loss,
+                    "loss_low": low,
+                    "loss_high": high,
+                }
+            )
+        return rows
 
     def tell_evaluation(self, row: Mapping[str, Any]) -> str:
         """See offline.Task."""
@@ -195,9 +200,10 @@ def ratio_interval(losses: Sequence[float], counts: Sequence[int]) -> tuple[floa
 def summary(evals: Sequence[Row], metrics: Sequence[Row]) -> list[tuple[str, str]]:
     """The table at the end."""
     rows: list[tuple[str, str]] = []
-    if evals:
-        before, after = evals[0], evals[-1]
-        name = f"{after['data']} loss"
+    for data in dict.fromkeys(row["data"] for row in evals):
+        of_set = [row for row in evals if row["data"] == data]
+        before, after = of_set[0], of_set[-1]
+        name = f"{data} loss"
         if before["step"] != after["step"]:
             rows.append((f"{name} before", _interval(before)))
         rows.append((f"{name} after", f"{_interval(after)}  on {after['num_examples']} examples"))

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from verigrad.engine import examples
+from verigrad.engine import examples, mixture
 from verigrad.engine.config import DataConfig
-from verigrad.engine.examples import Form, Item, Split
+from verigrad.engine.examples import Form, Item
+from verigrad.engine.mixture import Mixture
 from verigrad.engine.sft_rows import Encoder, Example, to_source
 
 EXPECTED = "rows with 'messages', or 'prompt' and 'completion'"
@@ -22,9 +23,9 @@ def form_of(encoder: Encoder) -> Form[Example]:
     return Form(read, EXPECTED)
 
 
-def load(cfg: DataConfig, encoder: Encoder, *, seed: int) -> Split[Example]:
-    """Read, check, tokenise and split; see `data.load` for what is held out."""
-    return examples.load(cfg, form_of(encoder), seed=seed)
+def load(cfg: DataConfig, encoder: Encoder, *, seed: int) -> Mixture[Example]:
+    """Read, check, tokenise and split every set; see `data.load` for what is held out."""
+    return mixture.load(cfg, form_of(encoder), seed=seed)
 
 
 def require_source(cfg: DataConfig, *, seed: int) -> None:

@@ -21,10 +21,15 @@ from verigrad.engine.settings import Verb
 
 Tree = dict[str, Any]
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+MIX_PATH = re.compile(r"data\.mix\.[^.]+\.path")
 PLACEHOLDER = re.compile(r"\{([A-Za-z][A-Za-z0-9_-]*)\}")
 SOURCES: Mapping[str, Mapping[str, frozenset[str]]] = {
     "policy": {"model": frozenset({"model", "options"})},
-    "data": {"path": frozenset({"path", "split", "options", "columns", "eval_path", "eval_split", "evals"})},
+    "data": {
+        "path": frozenset(
+            {"path", "split", "options", "columns", "eval_path", "eval_split", "evals", "mix", "weight"}
+        )
+    },
 }
 """Section -> the setting that names what is read, and all that describe it: a stage takes them together."""
 
@@ -230,7 +235,7 @@ def _filled(value: Any, where: str, before: Sequence[Stage]) -> Any:
     if not isinstance(value, str):
         return value
     results = {stage.name: stage.result for stage in before}
-    if where in ("data.path", "data.eval_path", "policy.model"):
+    if where in ("data.path", "data.eval_path", "policy.model") or MIX_PATH.fullmatch(where):
         for name in PLACEHOLDER.findall(value):
             if name not in results:
                 near = difflib.get_close_matches(name, results, n=1)
@@ -247,7 +252,8 @@ def missing_files(recipe: StagedRecipe) -> Iterator[str]:
     """A sentence for each local file or folder that a stage reads, no stage makes, and is not there."""
     for stage in recipe.stages:
         data, model = stage.cfg.data, stage.cfg.policy.model
-        for name, path in (("data.path", data.path), ("data.eval_path", data.eval_path)):
+        mixed = [(f"data.mix.{name}.path", one.path) for name, one in data.mix.items()]
+        for name, path in (("data.path", data.path), ("data.eval_path", data.eval_path), *mixed):
             is_file = path.endswith((".jsonl", ".parquet", ".csv"))
             if is_file and not _made(path, recipe) and not Path(path).expanduser().is_file():
                 yield f"stage {stage.name}: {name} = {path!r}: no such file (looked from {Path.cwd()})"

@@ -19,6 +19,7 @@ from verigrad.engine.policy import Policy
 from verigrad.engine.prompts import Prompter
 from verigrad.engine.schema import Coefs, LossInputs
 from verigrad.engine.sft import batches_of, held_out_losses, ratio_interval, require_positions
+from verigrad.engine.sft_loss import dft
 from verigrad.engine.sft_rows import Example
 from verigrad.verifiers.base import Problem
 
@@ -44,7 +45,16 @@ def test_packing_and_loss_are_those_of_the_reference_vector():
     vector.check(torch.tensor(labels), "labels")
     assert int(batch.loss_mask.sum()) == vector.expected["n_tokens"]
 
-    logits = vector.tensor("logits").requires_grad_()
+    loss, sums, grad = loss_and_gradient(nll, batch, vector.tensor("logits"))
+    assert loss.item() == pytest.approx(vector.expected["loss"], abs=1e-6)
+    assert merge([sums])["loss"] == pytest.approx(vector.expected["loss"], abs=1e-6)
+    assert torch.allclose(grad, torch.tensor(vector.expected["grad_logits"]).double(), atol=1e-6)
+    vector.check_no_bug(loss)
+
+
+def loss_and_gradient(loss_fn, batch, logits):
+    """The loss of a packed batch whose model gives these logits [T, V], its sums, and d loss / d logits."""
+    logits = logits.requires_grad_()
     chosen = logits.log_softmax(-1).gather(-1, batch.labels[:, None])[:, 0][batch.loss_mask]
     zeros = torch.zeros_like(chosen)
     inputs = LossInputs(
@@ -52,12 +62,22 @@ def test_packing_and_loss_are_those_of_the_reference_vector():
         advantages=zeros, weights=batch.loss_weights[batch.loss_mask].double(),
         sequence=torch.zeros(len(chosen), dtype=torch.int64),
     )  # fmt: skip
-    loss, sums = nll(inputs, Coefs(kl=0.0, entropy=0.0))
+    loss, sums = loss_fn(inputs, Coefs(kl=0.0, entropy=0.0))
     loss.backward()
+    return loss, sums, logits.grad
+
+
+def test_dynamic_fine_tuning_is_that_of_the_reference_vector():
+    vector, packed = vectors.load("sft_dft"), vectors.load("sft_packed")
+    assert vector.inputs["labels"] == packed.expected["labels"]  # the same batch
+    [batch] = batches_of(examples_of(packed), 100)
+    loss, sums, grad = loss_and_gradient(dft, batch, vector.tensor("logits"))
     assert loss.item() == pytest.approx(vector.expected["loss"], abs=1e-6)
     assert merge([sums])["loss"] == pytest.approx(vector.expected["loss"], abs=1e-6)
-    assert torch.allclose(logits.grad, torch.tensor(vector.expected["grad_logits"]).double(), atol=1e-6)
-    vector.check_no_bug(loss)
+    # each token's plain gradient times its probability, which is a constant
+    likelihood = vector.tensor("logits").softmax(-1).gather(-1, batch.labels[:, None])
+    plain = torch.tensor(packed.expected["grad_logits"]).double()
+    assert torch.allclose(grad, plain * torch.where(batch.loss_mask[:, None], likelihood, 0), atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +243,51 @@ def test_killed_at_random_moments_it_ends_as_if_never_killed(fresh, reference):
     status, printed = run_sft(fresh)
     assert status == 0, printed
     assert_same(fresh / "run", reference / "run")
+
+
+def test_dynamic_fine_tuning_learns_and_is_measured_by_the_plain_loss(fresh, reference):
+    status, printed = run_sft(fresh, "sft.loss=dft")
+    assert status == 0, printed
+    plain, evals = rows(reference / "run" / "eval.jsonl"), rows(fresh / "run" / "eval.jsonl")
+    assert evals[0] == plain[0]  # before the first step, whatever the loss
+    assert evals[-1]["loss"] < evals[0]["loss"]
+    assert evals[-1]["loss"] != plain[-1]["loss"]
+    first = [rows(folder / "run" / "metrics.jsonl")[0]["loss"] for folder in (fresh, reference)]
+    assert 0 < first[0] < first[1]  # p * -log p
+
+
+MIX = ("data.mix.more.path=more.jsonl", "data.mix.more.weight=0.5", "data.mix.more.num_eval=2")
+
+
+def test_a_mixture_is_learned_by_weight_and_survives_kills(fresh):
+    more = [{"prompt": f"{a}*{b}=", "completion": str(a * b)} for a in range(3) for b in range(4)]
+    (fresh / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more))
+    status, printed = run_sft(fresh, *MIX)
+    assert status == 0, printed
+    (fresh / "run").rename(fresh / "whole")
+    metrics, evals = rows(fresh / "whole" / "metrics.jsonl"), rows(fresh / "whole" / "eval.jsonl")
+    # 8 of 3 examples each step: 16 of `more` after 6, out of 10, and 32 of the others, out of 56
+    assert metrics[-1]["epoch/more"] == pytest.approx(1.6)
+    assert metrics[-1]["epoch/path"] == pytest.approx(32 / 56)
+    assert metrics[-1]["epoch"] == pytest.approx(48 / 66)
+    assert [(row["step"], row["data"], row["num_examples"]) for row in evals[:2]] == [
+        (0, "held_out", 8),
+        (0, "more", 2),
+    ]
+    assert [row["step"] for row in evals] == [0, 0, 2, 2, 4, 4, 6, 6]
+    assert "more loss after" in printed
+    assert "held_out loss before" in printed
+
+    for num_rows in (1, 3):
+        written = fresh / "run" / "metrics.jsonl"
+        process = Forked("sft", "shown.toml", *MIX, folder=fresh)
+        kill_when(process, lambda n=num_rows, m=written: len(rows_or_none(m)) >= n and m.parent.exists())
+    status, printed = run_sft(fresh, *MIX)
+    assert status == 0, printed
+    assert_same(fresh / "run", fresh / "whole")
+    status, printed = run_sft(fresh, MIX[0], MIX[2], "train.num_steps=8")
+    assert status == 2, printed
+    assert "weight" in printed.splitlines()[-1]
 
 
 def test_a_finished_run_is_shown_again(reference):

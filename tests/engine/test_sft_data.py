@@ -8,9 +8,9 @@ import pytest
 from tests.tiny import tokenizer
 from verigrad.engine.config import ConfigError, DataConfig, PromptsConfig
 from verigrad.engine.data import choose
-from verigrad.engine.examples import ExampleStream
+from verigrad.engine.examples import ExampleStream, load
 from verigrad.engine.prompts import Prompter
-from verigrad.engine.sft_data import load, require_source
+from verigrad.engine.sft_data import form_of, require_source
 from verigrad.engine.sft_rows import Encoder
 
 
@@ -35,7 +35,7 @@ def file(tmp_path):
 
 
 def read(path, *, seed=0, max_length=40, **cfg):
-    return load(DataConfig(path=path, **cfg), encoder(max_length), seed=seed)
+    return load(DataConfig(path=path, **cfg), form_of(encoder(max_length)), seed=seed)
 
 
 def texts(examples):

@@ -272,6 +272,28 @@ def test_a_stage_that_is_no_list_of_tables(tmp_path, text):
     assert "write each stage as [[stage]]" in error(write(tmp_path, text))
 
 
+def test_a_mixture_may_take_what_earlier_stages_made(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mixed = ["small.data.mix.old.path=seen.jsonl", "small.data.mix.new.path={rejection}/{short}.jsonl"]
+    recipe = load(path, mixed)
+    made = {stage.name: stage.result for stage in recipe.stages}
+    sets = recipe.stages[-1].cfg.data.mix
+    assert sets["new"].path == f"{made['rejection']}/{made['short']}.jsonl"
+    assert [line.split(" (looked")[0] for line in missing_files(recipe)] == [
+        "stage small: data.mix.old.path = 'seen.jsonl': no such file"
+    ]
+    near = error(path, "small.data.mix.new.path={rejecton}/x.jsonl")
+    assert "data.mix.new.path = '{rejecton}/x.jsonl': no earlier stage is called rejecton" in near
+
+
+def test_a_stage_with_data_of_its_own_takes_no_mixture_of_the_others(tmp_path):
+    shared = RECIPE.replace("[data]", '[data]\nmix = {more = {path = "org/more"}}\nweight = 2.0', 1)
+    recipe = load(write(tmp_path, shared))
+    mixes = {stage.name: (dict(stage.cfg.data.mix), stage.cfg.data.weight) for stage in recipe.stages}
+    assert list(mixes["shown"][0]) == ["more"]
+    assert mixes["small"] == ({}, 1.0)  # it names data.path
+
+
 def test_files_that_no_stage_makes_are_looked_for_before_the_first_starts(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert list(missing_files(load(path))) == []
