@@ -30,7 +30,6 @@ def contradictions(c: Config) -> Iterator[str]:
     yield from _monitor_contradictions(c)
     yield from _mix_contradictions(c)
     yield from _lora_contradictions(c)
-    yield from _critic_contradictions(c)
 
 
 def _missing(c: Config) -> Iterator[str]:
