@@ -124,6 +124,7 @@ class Policy:
     warm_up: Callable[[], None] | None = None  # slow imports, done before the clock of a check starts
     control: bool = False  # a reward that knows nothing, on purpose: reported, never refused, never cached
     shaping: bool = False  # pays for the form of an attempt, whatever it answers
+    learned: bool = False  # pays what a model says, on a scale of its own without a full reward
     # What the audit takes for a right response to a problem; None where its row has no oracle.
     gold: Callable[[Problem], str | None] | None = None
     # Whether an equal attempt at an equal problem may take this one's verdict from memory. None: yes, unless
@@ -157,7 +158,9 @@ def verifier(
         raise ValueError(f"verifier {name!r}: deadline_s={deadline_s}; expected a number of seconds above 0")
     if canary is not None and not {"response", "answer"} <= set(canary):
         raise ValueError(f"verifier {name!r}: canary has {sorted(canary)}; it needs 'response' and 'answer'")
-    policy = Policy(name, version, runs, deadline_s, canary, warm_up, control, shaping, gold, cache)
+    policy = Policy(
+        name, version, runs, deadline_s, canary, warm_up, control, shaping, gold=gold, cache=cache
+    )
 
     def mark(target: Plain) -> Plain:
         setattr(target, POLICY_ATTRIBUTE, policy)

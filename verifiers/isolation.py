@@ -52,7 +52,7 @@ class VerifierPool:
 
         SandboxUnavailable when there is none. `cache`: an attempt that was judged before is not judged again
         (see verdict_cache.py for which). What the verifier's policy names as services is healthy when this
-        returns; ServiceUnavailable when it cannot be.
+        returns; ServiceUnavailable (an OSError) or ServiceRefused (a ValueError) when it cannot be.
         """
         if num_workers < 1:
             raise ValueError(f"num_workers = {num_workers}: a pool needs at least 1 worker")

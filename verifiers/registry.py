@@ -27,11 +27,13 @@ BUILTIN = {
     "length_budget": "verigrad.verifiers.length_budget:length_budget",
     "math_answer": "verigrad.verifiers.math_answer:math_answer",
     "multiple_choice": "verigrad.verifiers.multiple_choice:multiple_choice",
+    "process_reward": "verigrad.verifiers.learned_reward:ProcessReward",
     "program_output": "verigrad.verifiers.program_output:ProgramOutput",
     "random": "verigrad.verifiers.random_reward:random_reward",
     "reasoning_gym": "verigrad.verifiers.adapters.reasoning_gym:ReasoningGym",
     "refusal": "verigrad.verifiers.refusal:refusal",
     "repetition": "verigrad.verifiers.repetition:repetition",
+    "reward_model": "verigrad.verifiers.learned_reward:RewardModel",
     "unit_tests": "verigrad.verifiers.unit_tests:UnitTests",
 }
 

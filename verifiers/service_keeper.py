@@ -31,15 +31,25 @@ MAX_SOCKET_PATH = 100  # bytes; the kernel takes 107
 log = logging.getLogger(__name__)
 
 
-class ServiceUnavailable(RuntimeError):
+REFUSES = "verigrad: "  # begins a service's last line, with status 2, about options that the user can mend
+
+
+class ServiceUnavailable(OSError):
     """A service did not start; its own last line says why."""
+
+
+class ServiceRefused(ValueError):
+    """A service did not start because of its options; its own last line says which."""
 
 
 class Lease:
     """The right to use some services; they are healthy when this is made."""
 
     def __init__(self, wanted: Sequence[Service]) -> None:
-        """Start what is not running yet, and wait for it; ServiceUnavailable in one line when one fails."""
+        """Start what is not running yet, and wait for it.
+
+        ServiceUnavailable in one line when one fails, ServiceRefused when its options are to blame.
+        """
         self._held: list[Keeper] = []
         try:
             for service in wanted:
@@ -83,8 +93,11 @@ class Keeper:
         self._thread.start()
 
     def wait_ready(self) -> None:
-        """Return when it is healthy for the first time; ServiceUnavailable when it will not be."""
+        """Return when it is healthy for the first time; ServiceUnavailable, ServiceRefused when never."""
         self._settled.wait()
+        refused, at_fault, line = self._failure.partition(REFUSES)
+        if at_fault and refused.startswith("ended with status 2"):
+            raise ServiceRefused(line)
         if self._failure:
             raise ServiceUnavailable(f"the service {self.service.module} {self._failure}")
 
