@@ -6,7 +6,7 @@ One recipe file is for one command: the one whose own section ([sft], [prefer], 
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from verigrad.engine import preference_catalogue
+from verigrad.engine import label_settings, preference_catalogue
 from verigrad.engine.settings import OWN_SECTIONS, Config, Verb
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
@@ -110,6 +110,9 @@ def neutral(config: Config) -> Config:
         section: getattr(config, section).model_copy(update=dict(values))
         for section, values in NEUTRAL[config.verb].items()
     }
+    if config.verb == "label" and not config.policy.model:  # rows that bring their answers need no policy
+        policy = sections.get("policy", config.policy)
+        sections["policy"] = policy.model_copy(update={"model": "of no use here"})
     return config.model_copy(update=sections)
 
 
@@ -124,6 +127,8 @@ def read_part(config: Config) -> dict[str, dict[str, Any]]:
 
 def contradictions(c: Config) -> Iterator[str]:
     """What cannot be in a command's own section; the shared ones are looked at by config_checks.py."""
+    if c.verb == "label":
+        yield from label_settings.contradictions(c)
     longest = {"sft": c.sft.max_length, "prefer": c.prefer.max_length, "reward": c.reward.max_length}
     if longest.get(c.verb, 0) > c.policy.tokens_per_batch:
         yield (
