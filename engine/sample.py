@@ -209,14 +209,18 @@ def keep(cfg: Config, encoder: Encoder, groups: Sequence[VerifiedGroup]) -> Chun
     """The rows of a chunk's accepted rollouts, at most `sample.keep_per_problem` of each problem.
 
     Rollouts are looked at in the order of their seeds, which knows nothing of their length or of which was
-    done first. Left out, and counted: a truncated one, which has no end to learn; one whose text gives other
-    tokens than were sampled, special tokens in its middle included; one like another that is kept.
+    done first; with sample.pick = "best" by their reward, equal ones in that order. Left out, and counted: a
+    truncated one, which has no end to learn; one whose text gives other tokens than were sampled, special
+    tokens in its middle included; one like another that is kept.
     """
     rows = []
     counts = Counter[str]()
     for group in groups:
         texts: list[str] = []
-        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+        judged = list(zip(group.rollouts, group.verdicts, strict=True))
+        if cfg.sample.pick == "best":
+            judged.sort(key=lambda one: -math.inf if one[1].reward is None else one[1].reward, reverse=True)
+        for rollout, verdict in judged:
             if verdict.reward is None or verdict.reward < cfg.sample.min_reward:
                 continue
             counts["accepted"] += 1

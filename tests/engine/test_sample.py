@@ -103,6 +103,13 @@ def test_the_first_different_ones_are_kept_and_the_rest_is_counted(encoder):
     }
 
 
+def test_the_best_of_all_are_kept_and_equal_ones_in_the_order_of_their_seeds(encoder):
+    several = group((said("1"), 0.2), (said("2"), 0.9), (said("3"), None), (said("4"), 0.9), (said("2"), 0.95))
+    chunk = keep(cfg(keep_per_problem=2, pick="best", min_reward=0.0), encoder, [several])
+    assert [row["completion"] for row in chunk.rows] == ["2", "4"]
+    assert [row["reward"] for row in chunk.rows] == [0.95, 0.9]
+
+
 def test_the_undecided_are_in_no_share_of_the_decided(encoder):
     several = group(
         (said("2"), Verdict.right()),
