@@ -24,19 +24,24 @@ def pack(
     *,
     max_tokens: int,
     overlong_filter: bool = False,
+    together: bool = False,
     first_group: int = 0,
 ) -> list[PackedBatch]:
     """All that one optimizer step trains on, as batches of at most `max_tokens` tokens.
 
     Left out: rollouts with an undecided verdict and, with `overlong_filter`, truncated ones. Token weights
     are fixed here, over the whole step, so the loss does not depend on how the rollouts were packed. Groups
-    are numbered from `first_group`.
+    are numbered from `first_group`. With `together` no group is divided between batches, and rollouts of
+    advantage 0, of which no pair is made, are left out too.
     """
     members = [
         (rollout, advantage, index, verdict.outcome == "right")
         for index, group in enumerate(groups)
         for rollout, verdict, advantage in zip(group.rollouts, group.verdicts, group.advantages, strict=True)
-        if verdict.decided and not (overlong_filter and rollout.truncated) and any(rollout.loss_mask[1:])
+        if verdict.decided
+        and not (overlong_filter and rollout.truncated)
+        and not (together and advantage == 0)
+        and any(rollout.loss_mask[1:])
     ]
     counts = [sum(rollout.loss_mask[1:]) for rollout, _, _, _ in members]
     num_right = sum(count for count, (_, _, _, right) in zip(counts, members, strict=True) if right)
@@ -44,7 +49,7 @@ def pack(
         _Row(rollout, advantage, weight, first_group + index, 1.0 / num_right if right else 0.0)
         for (rollout, advantage, index, right), weight in zip(members, aggregate(counts), strict=True)
     ]
-    return [_lay_out(rows) for rows in _first_fit(rows, max_tokens)]
+    return [_lay_out(rows) for rows in (_by_group if together else _first_fit)(rows, max_tokens)]
 
 
 def lay_out(rollouts: Sequence[Rollout]) -> PackedBatch:
@@ -55,6 +60,20 @@ def lay_out(rollouts: Sequence[Rollout]) -> PackedBatch:
 def _first_fit(rows: Sequence[_Row], max_tokens: int) -> list[list[_Row]]:
     bins = first_fit([_length(row.rollout) for row in rows], max_tokens, what="a rollout")
     return [[rows[index] for index in members] for members in bins]
+
+
+def _by_group(rows: Sequence[_Row], max_tokens: int) -> list[list[_Row]]:
+    """As _first_fit, of whole groups; longest rows first in each batch."""
+    groups: dict[int, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    units = list(groups.values())
+    sizes = [sum(_length(row.rollout) for row in unit) for unit in units]
+    bins = first_fit(sizes, max_tokens, what="a group's paired rollouts")
+    return [
+        sorted((row for index in members for row in units[index]), key=lambda r: -_length(r.rollout))
+        for members in bins
+    ]
 
 
 def first_fit(sizes: Sequence[int], max_tokens: int, *, what: str) -> list[list[int]]:
