@@ -367,9 +367,11 @@ class AlgorithmConfig(Section):
     lam_alpha: float | None = Field(default=None, ge=0)
     """gae: lambda by length, 1 - 1 / (lam_alpha * tokens), in place of lam (VAPO); 0 is off."""
     whiten_rewards: bool = False
-    """gae: divide the rewards of tokens, KL included, by their standard deviation over the step."""
-    positive_nll_coef: float = Field(default=0.0, ge=0)
-    """Weight of the negative log-likelihood of rollouts judged right, added to the loss (VAPO)."""
+    """gae: scale the rewards of tokens, KL included, to a standard deviation of 1 over the step around their
+    mean, which stays."""
+    positive_nll_coef: float | None = Field(default=None, ge=0)
+    """Weight of the negative log-likelihood of rollouts judged right, added to the loss; empty is 0.1 for
+    vapo and 0 for all others."""
     pass_k: int | None = Field(default=None, ge=1)
     """k of pass@k training; at most rollout.group_size."""
     length_weight: float | None = Field(default=None, ge=0)
@@ -400,12 +402,12 @@ class AlgorithmConfig(Section):
     """vespo: decay with the ratio where the advantage is negative."""
     pull: float | None = Field(default=None, ge=0)
     """prime, dro: weight of the squared log-ratio, which pulls back to the policy it is taken against."""
-    pairs: Literal["best_worst", "all"] | None = None
-    """Losses of pairs (online DPO): which rollouts of a group are paired; empty is best_worst."""
     beta: float | None = Field(default=None, gt=0)
     """Losses of pairs: how firmly the policy is held to the reference."""
     label_smoothing: float | None = Field(default=None, ge=0, lt=0.5)
-    """Losses of pairs: share of the pairs taken to be the wrong way round."""
+    """dpo: share of the pairs taken to be the wrong way round."""
+    margin: float | None = Field(default=None, ge=0)
+    """simpo: margin (gamma) that the chosen rollout is to win by."""
     nll_coef: float | None = Field(default=None, ge=0)
     """Losses of pairs: weight of the chosen rollout's negative log-likelihood per token."""
     overlong_filter: bool = False
@@ -548,11 +550,11 @@ class CriticConfig(Section):
     """engine/critic.py; read where the algorithm has a critic, as ppo and vapo have."""
 
     trunk: Literal["own", "shared"] = "own"
-    """A model of its own, or one linear head on the policy's hidden states."""
+    """A model of its own, all of it trained, or one linear head on the policy's hidden states."""
     model: str = ""
     """own: a folder, hub id or maker to start from, such as a reward model; empty is policy.model."""
     lr: float = Field(default=1e-5, gt=0)
-    """Peak learning rate of the critic, on the schedule of [optim]."""
+    """Peak learning rate of the critic (shared: of its head), on the schedule of [optim]."""
     value_clip: float = Field(default=0.5, ge=0)
     """Values may leave those at the step's start by this much before their loss is clipped; 0 is off."""
     coef: float = Field(default=1.0, gt=0)
@@ -640,7 +642,8 @@ class PreferConfig(Section):
     margin: float | None = Field(default=None, ge=0)
     """simpo: margin (gamma) that the chosen answer is to win by; empty is 0.55 * beta."""
     nll_coef: float | None = Field(default=None, ge=0)
-    """dpo, cpo: weight of the chosen answer's negative log-likelihood; empty is 0 and 1."""
+    """Losses of pairs: weight of the chosen answer's negative log-likelihood per token; empty is 1 for orpo
+    and cpo, else 0."""
     odds_coef: float | None = Field(default=None, gt=0)
     """orpo: weight of the odds ratio (lambda); empty is 0.1."""
     good_weight: float | None = Field(default=None, gt=0)
@@ -688,6 +691,8 @@ class RewardConfig(Section):
     """steps: how the steps' scores become one of the answer."""
     max_length_corr: float = Field(default=0.5, gt=0, le=1)
     """Largest correlation of reward and length at equal preference with which it may be used."""
+    pairs_per_problem: int = Field(default=1, ge=1)
+    """Where data.path is a run folder: most pairs made of one problem's rollouts, right against wrong."""
 
 
 class JudgeConfig(Section):
@@ -697,10 +702,17 @@ class JudgeConfig(Section):
     """A folder, hub id or maker served by vLLM in this process; at judge.url, the model's name there."""
     options: dict[str, Any] = {}
     """Keyword arguments for a maker."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of a maker, and of a judge that samples: the judge stays the same whatever train.seed."""
     url: str = ""
-    """An OpenAI-compatible endpoint, such as http://localhost:8000/v1; empty serves judge.model here."""
+    """An OpenAI-compatible endpoint, such as http://localhost:8000/v1 or unix:///run/judge.sock; empty serves
+    judge.model here."""
+    api: Literal["chat", "completions"] = "chat"
+    """How an endpoint is asked: chat messages, or plain text."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable with the endpoint's key; the key itself is never written down."""
+    logprobs: bool = True
+    """Ask an endpoint for the probabilities of its choices; without them a judgement is all or nothing."""
     reason: bool = False
     """Ask for reasons before the judgement."""
     swap: bool = True
@@ -708,9 +720,9 @@ class JudgeConfig(Section):
     temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature of the judge."""
     max_tokens: int = Field(default=256, ge=1)
-    """Longest judgement, in tokens."""
+    """Longest judgement, critique or revision, in tokens."""
     max_prompt_tokens: int = Field(default=2048, ge=1)
-    """Longest question to the judge, in tokens; a longer one is undecided."""
+    """Longest question to a judge in this process, in tokens; a longer one is undecided."""
     concurrency: int = Field(default=8, ge=1)
     """Requests in flight at an endpoint."""
     requests_per_minute: float = Field(default=0.0, ge=0)
@@ -725,6 +737,10 @@ class JudgeConfig(Section):
     """Price of a million tokens answered."""
     max_cost: float = Field(default=0.0, ge=0)
     """Stop, resumably, when the costs reach this; 0 is no limit."""
+    max_undecided_frac: float = Field(default=0.2, ge=0, le=1)
+    """Stop when more than this share of the judgements failed or could not be read."""
+    min_agreement: float = Field(default=0.25, ge=0, le=1)
+    """Stop when the two orders of a pair agree less often: such a judge goes by the order."""
 
 
 class LabelConfig(Section):
@@ -738,13 +754,13 @@ class LabelConfig(Section):
     rubric: str = ""
     """rubric: a TOML file of weighted criteria; empty takes each row's column `rubric`."""
     num_samples: int = Field(default=2, ge=1)
-    """Answers sampled of policy.model to each prompt that comes without; `revise` samples 1."""
+    """Answers sampled of policy.model to each prompt that comes without."""
     num_rows: int = Field(default=0, ge=0)
     """Rows to label; 0 is all."""
     revisions: int = Field(default=1, ge=1)
     """revise: rounds of critique and revision."""
     keep_ties: bool = False
-    """prefer: keep pairs without a winner, as p_chosen = 0.5."""
+    """prefer: keep pairs without a winner too, with the mean of both orders as p_chosen."""
     few_shot: str = ""
     """A file of examples put before every question to the judge."""
 
