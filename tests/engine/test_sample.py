@@ -104,9 +104,11 @@ def test_the_first_different_ones_are_kept_and_the_rest_is_counted(encoder):
 
 
 def test_the_best_of_all_are_kept_and_equal_ones_in_the_order_of_their_seeds(encoder):
-    several = group((said("1"), 0.2), (said("2"), 0.9), (said("3"), None), (said("4"), 0.9), (said("2"), 0.95))
+    rewards = {"1": 0.2, "2": 0.9, "3": 0.9}
+    judged = [(said(text), Verdict(reward, "partial")) for text, reward in rewards.items()]
+    several = group(*judged, (said("4"), Verdict.undecided("")), (said("2"), Verdict(0.95, "partial")))
     chunk = keep(cfg(keep_per_problem=2, pick="best", min_reward=0.0), encoder, [several])
-    assert [row["completion"] for row in chunk.rows] == ["2", "4"]
+    assert [row["completion"] for row in chunk.rows] == ["2", "3"]
     assert [row["reward"] for row in chunk.rows] == [0.95, 0.9]
 
 
