@@ -29,6 +29,7 @@ VERBS = {
     "verifiers": "list the verifiers there are, and where each comes from",
     "audit": "attack a verifier before training on it, or put a sandbox through the conformance suite",
     "replay": "judge recorded rollouts again, with the same verifier or another one",
+    "card": "write the model card of a run: data, rewards, results, failures, risks",
     "sandboxes": "list the sandboxes there are and which work here; --build makes the container's image",
 }
 """Verb -> what it does. Those of RECIPE_VERBS take a recipe; the others bring their own arguments."""
@@ -38,6 +39,7 @@ RECIPE_VERBS = ("train", "sft", "prefer", "reward", "label", "sample")
 MODULES = {
     "algorithms": "verigrad.engine.list_algorithms",
     "audit": "verigrad.engine.audit",
+    "card": "verigrad.engine.card",
     "eval": "verigrad.engine.eval",
     "replay": "verigrad.engine.replay",
     "sandboxes": "verigrad.engine.list_sandboxes",
