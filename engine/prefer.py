@@ -184,7 +184,7 @@ class Reference:
 
 
 def interval(name: str, values: Tensor, prompts: Sequence[int]) -> Row:
-    """Mean of a column [E] with its 95% interval; `prompts` [E] says which are of one, which are the units."""
+    """Mean of a column [E] with its 95% interval; `prompts` [E] tells the prompts, which are the units."""
     by_prompt: dict[int, list[float]] = {}
     for value, prompt in zip(values.tolist(), prompts, strict=True):
         by_prompt.setdefault(prompt, []).append(value)
