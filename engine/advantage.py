@@ -116,6 +116,13 @@ def batch_norm(groups: Sequence[GroupRewards], *, std_eps: float) -> list[Tensor
     return _split(_normalised(_all(groups), std_eps), groups)
 
 
+def gae(
+    groups: Sequence[GroupRewards], *, gamma: float, lam: float, critic_lam: float, lam_alpha: float
+) -> list[Tensor]:
+    """The rewards; gae.place_gae makes advantages of tokens of them and of a critic's values."""
+    return raw(groups)
+
+
 def leave_one_out(groups: Sequence[GroupRewards]) -> list[Tensor]:
     """Rewards minus the mean of the *other* rollouts of the group (RLOO, arXiv 2402.14740)."""
     return [_centred(g.rewards) * (g.rewards.numel() / max(g.rewards.numel() - 1, 1)) for g in groups]
@@ -297,6 +304,22 @@ def _pass_rate(n: int, c: int, k: int) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k) if n >= c else 1.0
 
 
+def best_worst(groups: Sequence[GroupRewards]) -> list[Tensor]:
+    """1 for the best rollout of a group and -1 for the worst, 0 for the others and where all are equal.
+
+    Of several that are best, or worst, the first: which one is chance. (Iterative DPO, arXiv 2404.19733,
+    pairs rollouts by the ends of their rewards.)
+    """
+    done = []
+    for group in groups:
+        values = torch.zeros_like(group.rewards)
+        if group.rewards.numel() and float(group.rewards.max() - group.rewards.min()) > TOLERANCE:
+            values[int(group.rewards.argmax())] = 1.0
+            values[int(group.rewards.argmin())] = -1.0
+        done.append(values)
+    return done
+
+
 def top_two(groups: Sequence[GroupRewards], *, std_eps: float) -> list[Tensor]:
     """The best rollout's lead over the second, over the group's standard deviation; 0 for the others.
 
@@ -374,8 +397,8 @@ def unshaped(rollout: Rollout) -> float:
 ADVANTAGES: Mapping[str, Callable[..., list[Tensor]]] = {
     function.__name__: function
     for function in (
-        group_norm, group_mean, batch_std, batch_norm, leave_one_out, raw, reinforce_pp,
-        reinforce_pp_baseline, remax, maxrl, opo, gpg, gdpo, pass_at_k, pkpo, top_two,
+        group_norm, group_mean, batch_std, batch_norm, gae, leave_one_out, raw, reinforce_pp,
+        reinforce_pp_baseline, remax, maxrl, opo, gpg, gdpo, pass_at_k, pkpo, top_two, best_worst,
         optimal_token_baseline, length_shaped,
     )
 }  # fmt: skip

@@ -41,7 +41,9 @@ def contradictions(c: Config) -> Iterator[str]:
     """One sentence each; the names are known to be right."""
     yield from _part_settings(c)
     yield from _one_advantage(c.algorithm)
+    yield from _gae(c.algorithm)
     yield from _groups(c)
+    yield from _pairs(c)
     yield from _bounds(c.algorithm)
     yield from _corrections(c.algorithm)
     yield from _trainer_needed(c.algorithm)
@@ -69,7 +71,7 @@ def _part_settings(c: Config) -> Iterator[str]:
             "algorithm.off_policy_delta has no effect with train.num_minibatches = 1: with one optimizer "
             "step per batch no policy moves away from its rollouts; remove it or raise train.num_minibatches"
         )
-    if exact and loss != "prime":  # its ratio is taken against the sampler
+    if exact and loss != "prime" and not LOSSES[loss].pairs:  # whose ratio is to the sampler; which have none
         defaults = resolved_numbers(a.name, advantage, loss)
         for name in chosen:
             if name in LOSSES[loss].settings and getattr(a, name) != defaults[name]:
@@ -97,13 +99,29 @@ def _one_advantage(a: AlgorithmConfig) -> Iterator[str]:
         )
 
 
+def _gae(a: AlgorithmConfig) -> Iterator[str]:
+    """What only a critic's values give a meaning to."""
+    advantage, loss, _ = row_of(a)
+    if ADVANTAGES[advantage].per_token != "gae":
+        if a.whiten_rewards:
+            yield f"algorithm.whiten_rewards has no effect with advantage {advantage!r}; set it to false"
+        return
+    numbers = resolved_numbers(a.name, advantage, loss)
+    lam_alpha = numbers["lam_alpha"] if a.lam_alpha is None else a.lam_alpha
+    if lam_alpha and a.lam not in (None, numbers["lam"]):
+        yield (
+            f"algorithm.lam = {a.lam:g} has no effect with algorithm.lam_alpha = {lam_alpha:g}, which takes "
+            "lambda from the length; remove it or set lam_alpha = 0"
+        )
+
+
 def _groups(c: Config) -> Iterator[str]:
     a, size = c.algorithm, c.rollout.group_size
     part = ADVANTAGES[row_of(a)[0]]
     if size < 2 and part.group_baseline:
         yield (
             f"rollout.group_size = {size}: {a.name} compares the rollouts of a group "
-            "and needs at least 2; set rollout.group_size >= 2, or algorithm.name = 'ppo'"
+            "and needs at least 2; set rollout.group_size >= 2, or algorithm.name = 'ppo', which has a critic"
         )
     k = a.pass_k if a.pass_k is not None else part.settings.get("pass_k", 1)
     if k > size >= 2:
@@ -116,6 +134,38 @@ def _groups(c: Config) -> Iterator[str]:
             f"algorithm.pass_k = rollout.group_size = {size}: one right answer in a group then gives every "
             "rollout the advantage 0; lower pass_k, or sample larger groups"
         )
+
+
+def _pairs(c: Config) -> Iterator[str]:
+    """A loss of pairs reads the signs of a group's advantages, and needs the whole of both rollouts."""
+    a, (advantage, loss, _) = c.algorithm, row_of(c.algorithm)
+    if not LOSSES[loss].pairs:
+        return
+    if not ADVANTAGES[advantage].group_baseline:
+        yield (
+            f"loss {loss!r} pairs a group's rollouts by the sign of their advantages, and advantage "
+            f"{advantage!r} has no group to compare with; take 'best_worst' or 'group_mean'"
+        )
+    parts_left_out = {
+        "reject": a.reject != "none",
+        "top_entropy_frac": a.top_entropy_frac is not None,
+        "overlong_filter": a.overlong_filter,
+        "off_policy_delta": a.off_policy_delta is not None,
+    }
+    for name in (name for name, given in parts_left_out.items() if given):
+        yield f"algorithm.{name} leaves out parts of pairs, which loss {loss!r} needs whole; remove it"
+    num = 2 if advantage == "best_worst" else c.rollout.group_size
+    longest = c.rollout.max_prompt_tokens + c.rollout.max_tokens
+    if longest <= c.policy.tokens_per_batch < num * longest:
+        yield (
+            f"policy.tokens_per_batch = {c.policy.tokens_per_batch} cannot hold the {num} rollouts of a "
+            f"group that loss {loss!r} pairs, of up to {longest} tokens each; raise it to {num * longest}"
+        )
+
+
+def holds_reference(a: AlgorithmConfig) -> bool:
+    """Whether the frozen starting model is kept, for a KL term or for a loss that compares with it."""
+    return a.kl_coef > 0 or LOSSES[row_of(a)[1]].reference
 
 
 def _bounds(a: AlgorithmConfig) -> Iterator[str]:
@@ -178,6 +228,8 @@ def _uncorrected(a: AlgorithmConfig) -> str:
     """Why no importance weight applies: the ratio is taken against the sampler."""
     if a.old_logprobs == "rollout":
         return "algorithm.old_logprobs = 'rollout': the ratio is already taken against the sampler"
+    if LOSSES[row_of(a)[1]].pairs:
+        return f"loss {row_of(a)[1]!r}: pairs may come from any policy, so no ratio enters"
     if row_of(a)[1] == "prime":
         return "loss 'prime': its ratio is already taken against the sampler"
     return ""
@@ -214,11 +266,13 @@ def _trainer_needed(a: AlgorithmConfig) -> Iterator[str]:
 
 
 def _kl(a: AlgorithmConfig) -> Iterator[str]:
+    if a.ref_sync_mix is not None and not a.ref_sync_every and holds_reference(a):
+        yield "algorithm.ref_sync_mix has no effect with ref_sync_every = 0; remove it"
     if a.kl_coef == 0:
-        names = ("kl_estimator", "kl_target", "kl_horizon", "ref_sync_mix")
+        names = ["kl_estimator", "kl_target", "kl_horizon", *([] if holds_reference(a) else ["ref_sync_mix"])]
         given = [name for name in names if getattr(a, name) is not None]
         given += ["kl_place"] if a.kl_place != "loss" else []
-        given += ["ref_sync_every"] if a.ref_sync_every else []
+        given += ["ref_sync_every"] if a.ref_sync_every and not holds_reference(a) else []
         for name in given:
             yield f"algorithm.{name} has no effect with kl_coef = 0; remove it or set kl_coef > 0"
         return
@@ -234,8 +288,6 @@ def _kl(a: AlgorithmConfig) -> Iterator[str]:
         )
     if a.kl_horizon is not None and a.kl_target is None:
         yield "algorithm.kl_horizon has no effect without kl_target; remove it or set kl_target"
-    if a.ref_sync_mix is not None and not a.ref_sync_every:
-        yield "algorithm.ref_sync_mix has no effect with ref_sync_every = 0; remove it"
 
 
 def _entropy(a: AlgorithmConfig) -> Iterator[str]:
@@ -251,9 +303,9 @@ def resolved_numbers(name: str, advantage: str, loss: str) -> dict[str, Any]:
     """The numbers of the parts, and of the row where it takes those parts from itself."""
     row = ROWS[name]
     numbers: dict[str, Any] = {**ADVANTAGES[advantage].settings, **LOSSES[loss].settings}
-    own = {key: value for key, value in row.settings.items() if key in numbers}
-    own_parts = (row.advantage, row.loss) == (advantage, loss)
-    return {**numbers, **own} if own_parts or loss == row.loss else numbers
+    kept = {*ADVANTAGES[advantage].settings} if advantage == row.advantage else set()
+    kept |= {*LOSSES[loss].settings} if loss == row.loss else set()
+    return numbers | {key: value for key, value in row.settings.items() if key in kept}
 
 
 def resolve(a: AlgorithmConfig) -> AlgorithmConfig:
@@ -261,6 +313,7 @@ def resolve(a: AlgorithmConfig) -> AlgorithmConfig:
     advantage, loss, aggregation = row_of(a)
     filled: dict[str, Any] = {"advantage": advantage, "loss": loss, "aggregation": aggregation}
     filled |= resolved_numbers(a.name, advantage, loss)
+    filled["positive_nll_coef"] = ROWS[a.name].settings.get("positive_nll_coef", 0.0)
     if "pass_k" in filled:
         filled["pass_k"] = int(filled["pass_k"])
     correction = "none" if _uncorrected(a) else a.correction
@@ -271,7 +324,7 @@ def resolve(a: AlgorithmConfig) -> AlgorithmConfig:
     if a.kl_coef:
         filled["kl_estimator"] = KL_DEFAULT[a.kl_place]
         filled |= {"kl_horizon": 10_000.0} if a.kl_target is not None else {}
-        filled |= {"ref_sync_mix": 0.6} if a.ref_sync_every else {}
+    filled |= {"ref_sync_mix": 0.6} if a.ref_sync_every else {}
     filled |= {"entropy_delta": 0.005} if a.entropy_target is not None else {}
     open_ones = {key: value for key, value in filled.items() if getattr(a, key) in (None, "")}
     return a.model_copy(update={**open_ones, "correction": correction})

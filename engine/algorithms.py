@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from verigrad.engine import sequence_losses, token_losses
+from verigrad.engine import online_pairs, sequence_losses, token_losses
 from verigrad.engine.advantage import ADVANTAGES, AdvantageFn, soft_overlong, unshaped
 from verigrad.engine.aggregation import (
     AggregateFn,
@@ -26,12 +26,17 @@ from verigrad.engine.catalogue import LOSSES as LOSS_PARTS
 from verigrad.engine.config import AlgorithmConfig, Config
 from verigrad.engine.divergence import adapt_entropy, adapt_kl
 from verigrad.engine.dynamic_sampling import KeepFn, has_signal, keep_all
+from verigrad.engine.gae import place_gae
 from verigrad.engine.loss import LossFn, policy_loss
 from verigrad.engine.schema import Coefs, LossInputs, Metrics, PackedBatch, Rollout, TokenLoss
 from verigrad.engine.token_advantage import place
 from verigrad.engine.token_selection import Selection
 
-LOSSES: Mapping[str, Callable[..., TokenLoss]] = {**token_losses.LOSSES, **sequence_losses.LOSSES}
+LOSSES: Mapping[str, Callable[..., TokenLoss]] = {
+    **token_losses.LOSSES,
+    **sequence_losses.LOSSES,
+    **online_pairs.LOSSES,
+}
 
 AGGREGATES: Mapping[str, Callable[[int], AggregateFn]] = {
     "token_mean": lambda max_tokens: token_mean,
@@ -55,6 +60,8 @@ class Algorithm:
     keep: KeepFn  # whether a verified group is trained on
     advantage: AdvantageFn  # rewards of every kept group -> advantages
     greedy: bool  # the advantage needs one greedy rollout of each problem
+    critic: bool  # the advantage needs a critic's values
+    together: bool  # the loss is of pairs of a group's rollouts
     place: Callable[[Sequence[PackedBatch], Coefs], list[PackedBatch]] | None  # advantages of tokens
     select: Selection  # tokens left out, and the scale of importance weights
     needs: frozenset[str]  # of the trainer's before the first optimizer step: "old", "entropy", "collision"
@@ -77,6 +84,8 @@ def build(cfg: Config) -> Algorithm:
         keep=has_signal if cfg.dynamic_sampling.enabled else keep_all,
         advantage=partial(ADVANTAGES[a.advantage], **options),
         greedy=part.greedy,
+        critic=part.per_token == "gae",
+        together=LOSS_PARTS[a.loss].pairs,
         place=_place(a),
         select=Selection(a, aggregate),
         needs=_needs(a),
@@ -100,6 +109,7 @@ def _loss(a: AlgorithmConfig) -> LossFn:
         correction_high=a.correction_high,
         off_policy_delta=a.off_policy_delta,
         kl_estimator=a.kl_estimator if a.kl_coef and a.kl_place == "loss" else None,
+        positive_nll_coef=a.positive_nll_coef or 0.0,
     )
 
 
@@ -111,13 +121,16 @@ def _place(a: AlgorithmConfig) -> Callable[[Sequence[PackedBatch], Coefs], list[
         return None
 
     def placed(batches: Sequence[PackedBatch], coefs: Coefs) -> list[PackedBatch]:
-        return place(
-            batches,
-            per_token=part.per_token,
-            gamma=gamma,
-            kl_coef=coefs.kl if kl_in_reward else 0.0,
-            kl_estimator=a.kl_estimator or "k1",
-        )
+        kl_coef, estimator = coefs.kl if kl_in_reward else 0.0, a.kl_estimator or "k1"
+        if part.per_token == "gae":
+            return place_gae(
+                batches,
+                kl_coef=kl_coef,
+                kl_estimator=estimator,
+                whiten_rewards=a.whiten_rewards,
+                **{name: getattr(a, name) for name in part.settings},
+            )
+        return place(batches, per_token=part.per_token, gamma=gamma, kl_coef=kl_coef, kl_estimator=estimator)
 
     return placed
 

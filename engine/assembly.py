@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ import torch
 from verigrad.engine import algorithms, data, model_files
 from verigrad.engine.algorithms import Algorithm
 from verigrad.engine.config import Config
+from verigrad.engine.critic import FOLDER as CRITIC
+from verigrad.engine.critic import Critic, open_critic
 from verigrad.engine.curriculum import Curriculum, problem_stream
 from verigrad.engine.data import ProblemStream
 from verigrad.engine.dynamic_sampling import KeepRate
@@ -44,9 +47,16 @@ class Loop:
     evals: Mapping[str, list[Problem]]
     algorithm: Algorithm
     coefs: Coefs  # weights of the loss's side terms now
+    critic: Critic | None = None  # where the advantage needs one
     policy_version: int = 0  # rollout batches trained on
     keep_rate: KeepRate = field(default_factory=KeepRate)
     nonfinite_in_row: int = 0
+
+    def save_model(self, folder: Path) -> None:
+        """The weights of a checkpoint: the policy's, and below them the critic's."""
+        self.policy.save_model(folder)
+        if self.critic is not None:
+            self.critic.save(folder / CRITIC)
 
 
 @contextmanager
@@ -71,6 +81,8 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
             with run.timed("start"):
                 algorithm = algorithms.build(cfg)
                 policy = Policy(cfg, folder, tokenizer=model.tokenizer, start_folder=model.folder)
+                checkpoint = None if run.resume_from is None else run.resume_from[1]
+                critic = open_critic(cfg, policy, model, checkpoint=checkpoint) if algorithm.critic else None
                 loop = Loop(
                     policy=policy,
                     sampler=sampler,
@@ -82,6 +94,7 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
                     evals=dataset.evals,
                     algorithm=algorithm,
                     coefs=algorithm.coefs,
+                    critic=critic,
                 )
                 if run.resume_from is not None:
                     restore(loop, run.load_state())
@@ -121,6 +134,7 @@ def state_of(loop: Loop) -> dict[str, Any]:
     """What a checkpoint holds besides the weights; sampling and schedules are functions of step and seed."""
     return {
         "policy": loop.policy.state(),
+        "critic": None if loop.critic is None else loop.critic.state(),
         "problems": loop.problems.state(),
         "policy_version": loop.policy_version,
         "keep_rate": float(loop.keep_rate),
@@ -135,6 +149,8 @@ def state_of(loop: Loop) -> dict[str, Any]:
 def restore(loop: Loop, state: dict[str, Any]) -> None:
     """Take up `state_of`; the weights were loaded with the model."""
     loop.policy.load_state(state["policy"])
+    if loop.critic is not None:
+        loop.critic.load_state(state["critic"])
     loop.problems.load_state(state["problems"])
     loop.policy_version = state["policy_version"]
     loop.keep_rate = KeepRate(state["keep_rate"])

@@ -21,7 +21,7 @@ class AdvantagePart:
     source: str
     settings: Numbers = field(default_factory=dict)
     group_baseline: bool = True  # compares the rollouts of a group, so needs at least two
-    per_token: Literal["", "whiten", "optimal_baseline"] = ""  # what is done once it stands on tokens
+    per_token: Literal["", "whiten", "optimal_baseline", "gae"] = ""  # what is done once it stands on tokens
     greedy: bool = False  # needs one greedy rollout of each problem
     parts: bool = False  # reads the verdict's parts, not its reward
     binary: bool = False  # reads right or wrong, not the reward's size
@@ -36,6 +36,8 @@ class LossPart:
     settings: Numbers = field(default_factory=dict)
     on_policy_identity: bool = True  # at ratio 1 its gradient is -advantage
     one_advantage: bool = False  # shares a rollout's loss among its tokens: they must agree on the advantage
+    pairs: bool = False  # compares a group's rollouts in pairs, by the sign of their advantages; has no ratio
+    reference: bool = False  # compares with the reference's log-probabilities, also without a KL term
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,13 @@ ADVANTAGES: Mapping[str, AdvantagePart] = {
         "1707.06347",
         {"std_eps": 1e-6},
         group_baseline=False,
+    ),
+    "gae": AdvantagePart(
+        "what a token gains over what a critic expected before it, whitened over all tokens of the step",
+        "1506.02438",
+        {"gamma": 1.0, "lam": 0.95, "critic_lam": 0.95, "lam_alpha": 0.0},
+        group_baseline=False,
+        per_token="gae",
     ),
     "leave_one_out": AdvantagePart("reward minus the mean of its group's others", "2402.14740"),
     "raw": AdvantagePart("the reward itself, no baseline", "Williams 1992", group_baseline=False),
@@ -113,6 +122,9 @@ ADVANTAGES: Mapping[str, AdvantagePart] = {
         "the best rollout's lead over the second, over the standard deviation; 0 for the others",
         "2503.19595",
         {"std_eps": 1e-6},
+    ),
+    "best_worst": AdvantagePart(
+        "1 for the best rollout of a group, -1 for the worst; 0 for the others", "2404.19733"
     ),
     "optimal_token_baseline": AdvantagePart(
         "reward minus, token by token, the baseline of least variance",
@@ -195,6 +207,32 @@ LOSSES: Mapping[str, LossPart] = {
     ),
     "reinforce": LossPart("minus advantage times log-probability", "Williams 1992"),
     "dro": LossPart("REINFORCE and half the squared log-ratio", "2405.19107", {"pull": 0.1}),
+    "dpo": LossPart(
+        "DPO of each rollout above its group against each below",
+        "2402.04792",
+        {"beta": 0.1, "label_smoothing": 0.0, "nll_coef": 0.0},
+        on_policy_identity=False,
+        one_advantage=True,
+        pairs=True,
+        reference=True,
+    ),
+    "ipo": LossPart(
+        "IPO of each rollout above its group against each below",
+        "2403.08635",
+        {"beta": 0.1, "nll_coef": 0.0},
+        on_policy_identity=False,
+        one_advantage=True,
+        pairs=True,
+        reference=True,
+    ),
+    "simpo": LossPart(
+        "SimPO of each rollout above its group against each below, no reference",
+        "2405.14734",
+        {"beta": 2.5, "margin": 1.375, "nll_coef": 0.0},
+        on_policy_identity=False,
+        one_advantage=True,
+        pairs=True,
+    ),
 }
 
 AGGREGATIONS: Mapping[str, str] = {
@@ -224,10 +262,19 @@ ROWS: Mapping[str, Row] = {
     "rloo_sequence": Row(
         "leave_one_out", "sequence_clip", SEQ, "RLOO clipped by whole rollouts", "2402.14740; TRL"
     ),
-    "ppo": Row(
+    "ppo": Row("gae", "clip", TOKEN, "Proximal Policy Optimization, with a critic", "1707.06347"),
+    "vapo": Row(
+        "gae",
+        "clip",
+        TOKEN,
+        "PPO with lambda by length, returns without bootstrap, and the likelihood of right answers",
+        "2504.05118",
+        settings={"clip_high": 0.28, "critic_lam": 1.0, "lam_alpha": 0.05, "positive_nll_coef": 0.1},
+    ),
+    "ppo_batch_norm": Row(
         "batch_norm", "clip", TOKEN, "PPO's loss on batch-normalised rewards, no critic", "1707.06347"
     ),
-    "ppo_dual_clip": Row("batch_norm", "dual_clip", TOKEN, "ppo with the dual clip", "1912.09729"),
+    "ppo_dual_clip": Row("batch_norm", "dual_clip", TOKEN, "ppo_batch_norm with the dual clip", "1912.09729"),
     "intellect_2": Row("group_norm", "two_sided", TOKEN, "GRPO clipped on both sides", "2505.07291"),
     "reinforce": Row("raw", "reinforce", SUM, "the policy gradient as derived", "Williams 1992"),
     "reinforce_pp": Row("reinforce_pp", "clip", TOKEN, "REINFORCE++", "2501.03262"),
@@ -257,6 +304,9 @@ ROWS: Mapping[str, Row] = {
         "group_norm", "vespo", TOKEN, "Variational Sequence-level Soft Policy Optimization", "2602.10693"
     ),
     "dro": Row("group_mean", "dro", TOKEN, "Direct Reward Optimization with a group baseline", "2405.19107"),
+    "online_dpo": Row("best_worst", "dpo", SEQ, "DPO on the policy's own best and worst", "2402.04792"),
+    "online_ipo": Row("best_worst", "ipo", SEQ, "IPO on the policy's own best and worst", "2403.08635"),
+    "online_simpo": Row("best_worst", "simpo", SEQ, "SimPO on the policy's own best and worst", "2405.14734"),
 }
 """Rows of the table of algorithms."""
 

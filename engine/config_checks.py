@@ -30,6 +30,7 @@ def contradictions(c: Config) -> Iterator[str]:
     yield from _monitor_contradictions(c)
     yield from _mix_contradictions(c)
     yield from _lora_contradictions(c)
+    yield from _critic_contradictions(c)
 
 
 def _missing(c: Config) -> Iterator[str]:
@@ -227,6 +228,32 @@ def _lora_contradictions(c: Config) -> Iterator[str]:
         yield (
             "algorithm.ref_sync_every moves the reference, which with lora.rank > 0 is the model without its "
             "adapters and cannot move; choose one"
+        )
+
+
+def _critic_contradictions(c: Config) -> Iterator[str]:
+    critic, chosen = c.critic, _chosen(c.critic)
+    advantage = algorithm_settings.row_of(c.algorithm)[0]
+    if ADVANTAGES[advantage].per_token != "gae":
+        for name in sorted(chosen):
+            yield (
+                f"critic.{name} has no effect with advantage {advantage!r}, which needs no critic; remove it "
+                "or set algorithm.name = 'ppo'"
+            )
+        return
+    if critic.trunk == "shared" and critic.model:
+        yield "critic.model has no effect with critic.trunk = 'shared', a head on the policy; remove it"
+    if critic.trunk == "own" and "coef" in chosen:
+        yield "critic.coef has no effect with critic.trunk = 'own', which shares no gradient; remove it"
+    if critic.warmup_steps >= c.train.num_steps:
+        yield (
+            f"critic.warmup_steps = {critic.warmup_steps} leaves the policy no step of train.num_steps = "
+            f"{c.train.num_steps}; lower it"
+        )
+    if "value_clip" in chosen and c.train.num_minibatches == 1:
+        yield (
+            "critic.value_clip has no effect with train.num_minibatches = 1: with one optimizer step per "
+            "batch no value has moved yet; remove it or raise train.num_minibatches"
         )
 
 

@@ -31,8 +31,12 @@ def policy_loss(
     correction_high: float | None,
     off_policy_delta: float | None,
     kl_estimator: Estimator | None,
+    positive_nll_coef: float = 0.0,
 ) -> tuple[Tensor, LossSums]:
     """Weighted sum over tokens of corrected token loss + coefs.kl * KL - coefs.entropy * entropy.
+
+    To it comes `positive_nll_coef` times the negative log-likelihood of the step's right rollouts, the mean
+    over their tokens whatever the aggregation (VAPO, arXiv 2504.05118).
 
     The correction and the off-policy mask (`off_policy_delta`; None is off) multiply the token loss alone: a
     token whose sampling probability cannot be trusted is still held to the reference. With `kl_estimator`
@@ -50,10 +54,15 @@ def policy_loss(
         assert inputs.entropy is not None, "an entropy bonus needs the entropy"
         values = values - coefs.entropy * inputs.entropy
     loss = (inputs.weights * values).sum()
-    sums = {"loss_sum": loss.detach().double(), "off_policy_dropped_count": _count(~keep)}
+    sums = {"off_policy_dropped_count": _count(~keep)}
+    if positive_nll_coef and inputs.nll_weights is not None:
+        likelihood = -(inputs.nll_weights * inputs.logprobs).sum()
+        loss = loss + positive_nll_coef * likelihood
+        sums["positive_nll_sum"] = likelihood.detach().double()
+    sums["loss_sum"] = loss.detach().double()
     sums |= _policy_sums(inputs, bounded)
     sums |= correction_sums(inputs, weights, kind=correction, low=correction_low, high=correction_high)
-    return loss, sums | mismatch_sums(inputs)
+    return loss, sums | mismatch_sums(inputs) | dict(bounded.sums or {})
 
 
 def nll(inputs: LossInputs, coefs: Coefs) -> tuple[Tensor, LossSums]:
@@ -144,7 +153,12 @@ def merge(parts: Sequence[LossSums], *, num_optimizer_steps: int = 1) -> Metrics
         return total.get(key, 0.0) / (total.get(of, 0.0) or 1.0)
 
     metrics = {"loss": total.get("loss_sum", 0.0) / num_optimizer_steps}
+    if "positive_nll_sum" in total:
+        metrics["positive_nll"] = total["positive_nll_sum"] / num_optimizer_steps
     metrics |= {name: share(key, of) for name, (key, of) in _MEANS.items()}
+    if "num_pairs" in total:
+        metrics |= {name: share(key, "num_pairs") for name, key in _PAIR_MEANS.items()}
+        metrics["pairs/num"] = total["num_pairs"] / num_optimizer_steps
     metrics["ess_frac"] = share("weight_sum", "num_tokens") * share("weight_sum", "weight_square_sum")
     if not total.get("num_tokens"):
         metrics |= {"entropy": math.nan, "kl_ref": math.nan}
@@ -164,4 +178,13 @@ _MEANS = {  # metric: what is added up, over what
     "correction_masked_neg_frac": ("masked_negative_count", "negative_count"),
     "off_policy_dropped_frac": ("off_policy_dropped_count", "num_tokens"),
     "nan_logprob_frac": ("nan_logprob_count", "num_tokens"),
+}
+
+_PAIR_MEANS = {  # metric: what is added up over pairs
+    "pairs/accuracy": "pair_agrees_sum",
+    "pairs/margin": "pair_margin_sum",
+    "pairs/reward_chosen": "pair_reward_chosen_sum",
+    "pairs/reward_rejected": "pair_reward_rejected_sum",
+    "pairs/logprobs_chosen": "pair_logprobs_chosen_sum",
+    "pairs/logprobs_rejected": "pair_logprobs_rejected_sum",
 }

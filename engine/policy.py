@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from verigrad.engine import lora
+from verigrad.engine.algorithm_settings import holds_reference
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.loss import LossFn, LossSums, merge, mismatch_sums
 from verigrad.engine.optim import build_optimizer, learning_rate
@@ -21,6 +22,9 @@ from verigrad.engine.packed_attention import NAME as PACKED
 from verigrad.engine.packed_attention import runs_of
 from verigrad.engine.schema import Coefs, LossInputs, Metrics, PackedBatch
 from verigrad.kernels.linear_logprob import linear_collision, linear_logprob
+
+BesideFn = Callable[[Tensor, PackedBatch], Tensor]
+"""Last hidden states [N, H] of a batch's trained columns -> a scalar to add to the policy's loss."""
 
 UNSUPPORTED_HEADS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
@@ -47,6 +51,36 @@ def combine(updates: Sequence[Update]) -> Metrics:
     return {**metrics, "grad_norm": sum(norms) / max(1, len(norms)), "lr": tried[-1].lr if tried else 0.0}
 
 
+def take_step(
+    parts: Iterable[tuple[Tensor, LossSums]],
+    *,
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    max_grad_norm: float,
+    weighs: bool = True,
+) -> Update:
+    """One optimizer step on the sum of the parts' losses, each made, and let go, when it is its turn.
+
+    A part is a scalar with gradient and its sums, "loss_sum" among them. Without `weighs`, or with a
+    loss or gradient that is not finite, weights and optimizer stay as they are.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    seen = []
+    for loss, sums in parts:
+        loss.backward()  # type: ignore[no-untyped-call]
+        seen.append(sums)
+    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    finite = math.isfinite(norm) and math.isfinite(sum(float(sums["loss_sum"]) for sums in seen))
+    applied = finite and weighs
+    if applied:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return Update(seen, grad_norm=norm, lr=lr, applied=applied, finite=finite)
+
+
 class Policy:
     """A causal language model with float32 weights, its optimizer and (with a KL term) its frozen start."""
 
@@ -66,7 +100,7 @@ class Policy:
                 lora.load(self.model, Path(model_folder))
         self.model = self.model.to(self.device)
         self.optimizer = build_optimizer(self.model, cfg.optim)
-        self.has_reference = cfg.algorithm.kl_coef > 0
+        self.has_reference = holds_reference(cfg.algorithm)
         self.reference: nn.Module | None = None  # with adapters it is the model without them
         if self.has_reference and not self.adapted:
             self.reference = load_model(cfg, start_folder).to(self.device).requires_grad_(False)
@@ -96,7 +130,7 @@ class Policy:
         self, model: Any, batch: PackedBatch, *, temperature: float, needs: Collection[str] = ()
     ) -> dict[str, Tensor]:
         """One forward pass: "old" log-probabilities, "entropy", if needed "collision", each [T] float32."""
-        hidden = self._hidden(model, batch)
+        hidden = self.hidden(model, batch)
         logprobs, entropy = self._head(model, hidden, batch, temperature=temperature)
         seen = {"old": logprobs, "entropy": entropy}
         if "collision" in needs:
@@ -137,48 +171,60 @@ class Policy:
         return done
 
     def update(
-        self, batches: Sequence[PackedBatch], loss_fn: LossFn, coefs: Coefs, *, step: int, first: bool
+        self,
+        batches: Sequence[PackedBatch],
+        loss_fn: LossFn,
+        coefs: Coefs,
+        *,
+        step: int,
+        first: bool,
+        beside: BesideFn | None = None,
     ) -> Update:
         """One optimizer step over all batches, the side terms weighted by `coefs`.
+
+        `beside`: a loss of another model on the same hidden states, whose gradient this model shares.
 
         `first`: no step was taken since sampling, so this forward's own log-probabilities are the old ones
         and every ratio is exactly 1. A non-finite loss or gradient leaves weights and optimizer alone. So do
         batches without a token that weighs: the optimizer's momentum and decay would move the weights.
         """
         weighs = any(bool(batch.loss_weights[batch.loss_mask].any()) for batch in batches)
-        parts = (self._loss(batch, loss_fn, coefs, first=first) for batch in batches)
+        parts = (self._loss(batch, loss_fn, coefs, first=first, beside=beside) for batch in batches)
         return self.step(parts, step=step, weighs=weighs)
 
-    def step(self, parts: Iterable[tuple[Tensor, LossSums]], *, step: int, weighs: bool = True) -> Update:
-        """One optimizer step on the sum of the parts' losses, each made, and let go, when it is its turn.
+    @torch.no_grad()
+    def measure(
+        self, batches: Sequence[PackedBatch], loss_fn: LossFn, coefs: Coefs, *, first: bool
+    ) -> Update:
+        """What `update` would see, without taking its step."""
+        sums = [self._loss(batch, loss_fn, coefs, first=first)[1] for batch in batches]
+        return Update(sums, grad_norm=0.0, lr=0.0, applied=False)
 
-        A part is a scalar with gradient and its sums, "loss_sum" among them. Without `weighs`, or with a
-        loss or gradient that is not finite, weights and optimizer stay as they are.
-        """
-        rate = learning_rate(self.cfg.optim, step=step, num_steps=self.cfg.train.num_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        seen = []
-        for loss, sums in parts:
-            loss.backward()  # type: ignore[no-untyped-call]
-            seen.append(sums)
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optim.max_grad_norm))
-        finite = math.isfinite(norm) and math.isfinite(sum(float(sums["loss_sum"]) for sums in seen))
-        applied = finite and weighs
-        if applied:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return Update(seen, grad_norm=norm, lr=rate, applied=applied, finite=finite)
+    def step(self, parts: Iterable[tuple[Tensor, LossSums]], *, step: int, weighs: bool = True) -> Update:
+        """One optimizer step on the sum of the parts' losses, at this step's rate; see `take_step`."""
+        return take_step(
+            parts,
+            parameters=list(self.model.parameters()),
+            optimizer=self.optimizer,
+            lr=learning_rate(self.cfg.optim, step=step, num_steps=self.cfg.train.num_steps),
+            max_grad_norm=self.cfg.optim.max_grad_norm,
+            weighs=weighs,
+        )
 
     def token_logprobs(self, batch: PackedBatch, *, temperature: float) -> Tensor:
         """Log-probability [N] of the labels that count, in their order, with gradient."""
-        return self._head(self.model, self._hidden(self.model, batch), batch, temperature=temperature)[0]
+        return self._head(self.model, self.hidden(self.model, batch), batch, temperature=temperature)[0]
 
     def _loss(
-        self, batch: PackedBatch, loss_fn: LossFn, coefs: Coefs, *, first: bool
+        self,
+        batch: PackedBatch,
+        loss_fn: LossFn,
+        coefs: Coefs,
+        *,
+        first: bool,
+        beside: BesideFn | None = None,
     ) -> tuple[Tensor, LossSums]:
-        hidden = self._hidden(self.model, batch)
+        hidden = self.hidden(self.model, batch)
         logprobs, entropy = self._head(self.model, hidden, batch, temperature=self.cfg.rollout.temperature)
         mask, decoupled = batch.loss_mask, self.cfg.algorithm.old_logprobs == "trainer"
         sequence = torch.repeat_interleave(torch.arange(batch.num_rollouts), batch.cu_seqlens.diff().long())
@@ -196,14 +242,16 @@ class Policy:
             weights=chosen(batch.loss_weights),
             sequence=chosen(sequence),
             correction_scale=batch.correction_scale,
+            nll_weights=None if batch.nll_weights is None else chosen(batch.nll_weights),
+            groups=None if batch.groups is None else chosen(batch.groups[sequence]),
         )
         loss, sums = loss_fn(inputs, coefs)
         if first and not decoupled:  # the loss was given the sampler's as the old ones: nothing to compare
             sums |= mismatch_sums(dataclasses.replace(inputs, old_logprobs=logprobs.detach()))
-        return loss, sums
+        return loss if beside is None else loss + beside(hidden, batch), sums
 
-    def _hidden(self, model: Any, batch: PackedBatch) -> Tensor:
-        """Last hidden states [N, H] of the N columns whose label counts."""
+    def hidden(self, model: Any, batch: PackedBatch) -> Tensor:
+        """Last hidden states [N, H] of the N columns whose label counts, of a model with packed attention."""
         with self._autocast():
             hidden: Tensor = model.base_model(
                 input_ids=batch.input_ids[None].to(self.device),
@@ -214,9 +262,12 @@ class Policy:
         return hidden[batch.loss_mask.to(self.device)]
 
     def _head(
-        self, model: Any, hidden: Tensor, batch: PackedBatch, *, temperature: float
+        self, model: Any, hidden: Tensor, batch: PackedBatch, *, temperature: float, entropy: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """(log-probability, entropy) [N] of the labels that count; logits are never held as a whole."""
+        """(log-probability, entropy) [N] of the labels that count; logits are never held as a whole.
+
+        Without `entropy` that is NaN.
+        """
         head = model.get_output_embeddings()
         return linear_logprob(
             hidden,
@@ -225,6 +276,7 @@ class Policy:
             bias=head.bias,
             temperature=temperature,
             chunk_tokens=self.cfg.policy.head_chunk_tokens,
+            entropy=entropy,
         )
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -161,6 +161,9 @@ class PackedBatch:
     old_entropy: Tensor | None = None  # [T] float32, label-aligned: nats, under the trainer at the start
     old_collision: Tensor | None = None  # [T] float32, label-aligned: sum of squared probabilities, likewise
     groups: Tensor | None = None  # [S] int64 which group of the step each rollout belongs to
+    values: Tensor | None = None  # [T] float32, label-aligned: the critic's, before the label is known
+    returns: Tensor | None = None  # [T] float32, label-aligned: what the critic is to say there
+    nll_weights: Tensor | None = None  # [T] float32, label-aligned: sums to 1 over the step's right rollouts
     correction_scale: float = 1.0  # what importance weights are multiplied by
 
     @property
@@ -182,6 +185,8 @@ class LossInputs:
     weights: Tensor  # [N] float: loss = sum(weights * token loss)
     sequence: Tensor  # [N] int64: index of the token's rollout within the micro-batch
     correction_scale: float = 1.0  # what importance weights are multiplied by
+    nll_weights: Tensor | None = None  # [N] float: sums to 1 over the tokens of the step's right rollouts
+    groups: Tensor | None = None  # [N] int64: which group of the step the token's rollout belongs to
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +196,7 @@ class TokenLoss:
     values: Tensor  # [N] with gradient
     stopped_low: Tensor  # [N] bool: a lower bound took this token's gradient away
     stopped_high: Tensor  # [N] bool: an upper bound did
+    sums: Mapping[str, Tensor] | None = None  # scalars of its own, which add up over the step
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ def place(
     step = [list(_rollouts(batch, gamma, kl_coef, kl_estimator, per_token)) for batch in batches]
     rollouts = [rollout for batch in step for rollout in batch]
     if per_token == "whiten":
-        values = _whitened([rollout.togo for rollout in rollouts])
+        values = whitened([rollout.togo for rollout in rollouts])
     elif per_token == "optimal_baseline":
         values = _minus_baseline(rollouts)
     else:
@@ -81,7 +81,7 @@ def _rollouts(
     assert kl_coef == 0 or batch.ref_logprobs is not None, "KL in the reward needs a reference"
     assert not baseline or batch.groups is not None, "a token baseline needs to know the groups"
     groups = [0] * batch.num_rollouts if batch.groups is None else batch.groups.tolist()
-    kl = _kl_rewards(batch, kl_coef, kl_estimator) if kl_coef else torch.zeros_like(batch.advantages).double()
+    kl = kl_rewards(batch, kl_coef, kl_estimator) if kl_coef else torch.zeros_like(batch.advantages).double()
     energy = _score_norms(batch) if baseline else torch.zeros_like(kl)
     for group, (start, end) in zip(groups, pairwise(batch.cu_seqlens.tolist()), strict=True):
         trained = batch.loss_mask[start:end]
@@ -95,7 +95,7 @@ def _rollouts(
         )
 
 
-def _kl_rewards(batch: PackedBatch, coef: float, estimator: Estimator) -> Tensor:
+def kl_rewards(batch: PackedBatch, coef: float, estimator: Estimator) -> Tensor:
     """Each token's share of the KL to the reference, as a reward: [T] float64, garbage where not trained."""
     assert batch.ref_logprobs is not None
     return -coef * kl_values(_known(batch.old_logprobs.double() - batch.ref_logprobs), estimator=estimator)
@@ -120,7 +120,8 @@ def _to_go(values: Tensor, gamma: float) -> Tensor:
     return values.new_tensor(sums[::-1])
 
 
-def _whitened(values: Sequence[Tensor]) -> list[Tensor]:
+def whitened(values: Sequence[Tensor]) -> list[Tensor]:
+    """Each rollout's numbers minus the mean of all, over their standard deviation; equal ones 0."""
     if not values:
         return []
     tokens = torch.cat(list(values))

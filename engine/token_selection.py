@@ -76,7 +76,7 @@ class Selection:
 
 
 def reweigh(batches: Minibatch, aggregate: AggregateFn) -> list[PackedBatch]:
-    """Loss weights of one optimizer step anew, from the tokens that are still trained on."""
+    """All weights of one optimizer step anew, from the tokens that are still trained on."""
     counts = [
         torch.zeros(batch.num_rollouts, dtype=torch.int64)
         .index_add_(0, _sequence(batch), batch.loss_mask.long())
@@ -88,7 +88,18 @@ def reweigh(batches: Minibatch, aggregate: AggregateFn) -> list[PackedBatch]:
     for batch, of_batch in zip(batches, counts, strict=True):
         own = torch.tensor([next(weights) for _ in of_batch], dtype=torch.float32)
         done.append(dataclasses.replace(batch, loss_weights=own[_sequence(batch)]))
-    return done
+    return _reweigh_right(done)
+
+
+def _reweigh_right(batches: Minibatch) -> list[PackedBatch]:
+    right = [
+        None if batch.nll_weights is None else (batch.nll_weights > 0) & batch.loss_mask for batch in batches
+    ]
+    total = max(1, sum(int(chosen.sum()) for chosen in right if chosen is not None))
+    return [
+        batch if chosen is None else dataclasses.replace(batch, nll_weights=chosen.float() / total)
+        for batch, chosen in zip(batches, right, strict=True)
+    ]
 
 
 def _entropy_threshold(minibatches: Sequence[Minibatch], frac: float) -> float:

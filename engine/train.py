@@ -11,13 +11,13 @@ from itertools import pairwise
 
 import torch
 
-from verigrad.engine import advantage, dynamic_sampling, summary
+from verigrad.engine import advantage, critic, dynamic_sampling, summary
 from verigrad.engine.assembly import Loop, open_loop, state_of
 from verigrad.engine.config import Config
 from verigrad.engine.evaluation import evaluate, require_column
 from verigrad.engine.interrupt import Interrupt
 from verigrad.engine.pack import pack
-from verigrad.engine.policy import combine
+from verigrad.engine.policy import Update, combine
 from verigrad.engine.rollout import SamplingParams
 from verigrad.engine.run import Run, RunError
 from verigrad.engine.schema import Metrics, ScoredGroup, VerifiedGroup, staleness
@@ -54,7 +54,7 @@ def train(cfg: Config, screen: Screen) -> int:
                 paused, tripped = loop.scorer.watch.must_pause and not last, loop.monitor.trip is not None
                 if stopping or paused or tripped or last or step % cfg.run.save_every == 0:
                     with run.timed("save"):
-                        saved = run.save(step, state_of(loop), loop.policy.save_model)
+                        saved = run.save(step, state_of(loop), loop.save_model)
                 tell(run, screen)
                 if loop.nonfinite_in_row >= cfg.train.max_nonfinite_steps:
                     raise RunError(
@@ -98,7 +98,8 @@ def train_step(loop: Loop, run: Run, cfg: Config, step: int) -> Metrics:
     with run.timed("train"):
         loop.sampler.engine.release()
         metrics |= update(loop, scored, cfg, step)
-        loop.coefs = loop.algorithm.adapt(loop.coefs, metrics, len(scored) * cfg.rollout.group_size)
+        moved = len(scored) * cfg.rollout.group_size if step > cfg.critic.warmup_steps else 0
+        loop.coefs = loop.algorithm.adapt(loop.coefs, metrics, moved)
         if (every := cfg.algorithm.ref_sync_every) and step % every == 0:
             loop.policy.move_reference()
         loop.sampler.engine.reclaim()
@@ -162,7 +163,8 @@ def greedy_groups(
 def update(loop: Loop, scored: list[ScoredGroup], cfg: Config, step: int) -> Metrics:
     """`train.num_minibatches` optimizer steps over the kept groups, one each if there are fewer groups.
 
-    A part without a token to train on takes no step; with no group kept there is no step and no change.
+    A part without a token to train on takes no step; with no group kept there is no step and no change. A
+    critic, where there is one, learns beside the policy, and in its first steps alone.
     """
     algorithm, decoupled = loop.algorithm, cfg.algorithm.old_logprobs == "trainer"
     num = max(1, min(cfg.train.num_minibatches, len(scored)))
@@ -173,6 +175,7 @@ def update(loop: Loop, scored: list[ScoredGroup], cfg: Config, step: int) -> Met
             algorithm.aggregate,
             max_tokens=cfg.policy.tokens_per_batch,
             overlong_filter=cfg.algorithm.overlong_filter,
+            together=algorithm.together,
             first_group=start,
         )
         for start, end in pairwise(cuts)
@@ -184,18 +187,29 @@ def update(loop: Loop, scored: list[ScoredGroup], cfg: Config, step: int) -> Met
         )
         for index, batches in enumerate(filter(None, minibatches))
     ]
+    if loop.critic is not None:
+        frozen = loop.critic.values(frozen)
     if algorithm.place is not None:
         placed = iter(algorithm.place([batch for batches in frozen for batch in batches], loop.coefs))
         frozen = [[next(placed) for _ in batches] for batches in frozen]
     frozen, selected = algorithm.select(frozen)
-    updates = [
-        loop.policy.update(batches, algorithm.loss, loop.coefs, step=step, first=index == 0)
-        for index, batches in enumerate(frozen)
-    ]
-    skipped = sum(not done.finite for done in updates)
+    updates: list[Update] = []
+    learned: list[Update] = []
+    for index, batches in enumerate(frozen):
+        joined = loop.critic.joined(batches, step=step) if loop.critic else None
+        given = batches, algorithm.loss, loop.coefs
+        if step <= cfg.critic.warmup_steps:
+            updates.append(loop.policy.measure(*given, first=index == 0))
+        else:
+            updates.append(loop.policy.update(*given, step=step, first=index == 0, beside=joined))
+        if loop.critic is not None:
+            applied = updates[-1].applied
+            learned.append(loop.critic.update(batches, step=step, joined=joined, applied=applied))
+    seen = critic.measure(frozen, learned) if loop.critic else {}
+    skipped = sum(not done.finite for done in [*updates, *learned])
     loop.nonfinite_in_row = loop.nonfinite_in_row + 1 if skipped else 0
     coefs = {"kl_coef": loop.coefs.kl, "entropy_coef": loop.coefs.entropy}
-    return {**combine(updates), **selected, **coefs, "skipped_updates": float(skipped)}
+    return {**combine(updates), **seen, **selected, **coefs, "skipped_updates": float(skipped)}
 
 
 def tell(run: Run, screen: Screen) -> None:

@@ -94,12 +94,13 @@ def test_no_part_is_without_a_row():
         ("dapo", [0.5**0.5, -(0.5**0.5), 0.0, 0.0], [0.25, 0.25]),
         ("lite_ppo", [1.0, -1.0, 0.0, 0.0], [0.25, 0.25]),  # std of 1, 0, 1, 1 is 1/2
         ("rloo", [1.0, -1.0, 0.0, 0.0], [0.5, 0.5]),
-        ("ppo", [0.5, -1.5, 0.5, 0.5], [0.25, 0.25]),  # mean 3/4 and std 1/2 of all four
+        ("ppo_batch_norm", [0.5, -1.5, 0.5, 0.5], [0.25, 0.25]),  # mean 3/4 and std 1/2 of all four
         ("reinforce", [1.0, 0.0, 1.0, 1.0], [0.5, 0.5]),
         ("remax", [1.0, 0.0, 1.0, 1.0], [0.5, 0.5]),
         ("maxrl", [1.0, -1.0, 0.0, 0.0], [0.25, 0.25]),
         ("gpg", [2 / 3, -2 / 3, 0.0, 0.0], [0.25, 0.25]),  # 4 rollouts, 3 with a reward
         ("top_two", [2**0.5, 0.0, 0.0, 0.0], [0.5, 1 / 6]),
+        ("online_dpo", [1.0, -1.0, 0.0, 0.0], [0.5, 1 / 6]),
     ],
 )
 def test_each_row_does_what_its_paper_says(name, advantages, weights):
@@ -123,6 +124,9 @@ def test_every_row_builds_pushes_and_has_its_numbers(name):
     )
     assert values.isfinite().all()
     assert values.abs().sum() > 0.1
+    assert algorithm.together == name.startswith("online_")
+    if algorithm.together:
+        return  # a loss of pairs has nothing to say of one rollout; see test_online_pairs.py
     inputs = one_token(1.0, 1.0)
     loss, sums = algorithm.loss(inputs, NONE)
     loss.backward()
@@ -130,7 +134,9 @@ def test_every_row_builds_pushes_and_has_its_numbers(name):
     assert sums["num_tokens"] == 1
     assert algorithm.needs == ({"old", "collision"} if name == "otb" else set())
     assert algorithm.greedy == (name == "remax")
-    assert (algorithm.place is not None) == (name in ("reinforce_pp", "reinforce_pp_baseline", "otb"))
+    placing = ("reinforce_pp", "reinforce_pp_baseline", "otb", "ppo", "vapo")
+    assert (algorithm.place is not None) == (name in placing)
+    assert algorithm.critic == (name in ("ppo", "vapo"))
 
 
 @pytest.mark.parametrize("name", [n for n, row in ROWS.items() if row.loss == "clip"])
