@@ -51,6 +51,7 @@ class Form(Generic[E]):
     read: ReadItem[E]
     expected: str  # what a row is made of, for messages
     open_rows: OpenRows = read_rows
+    whole_prompts: bool = False  # hold out all examples of a held-out prompt, not one row of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +129,11 @@ def load(cfg: DataConfig, form: Form[E], *, seed: int, setting: str = "data") ->
     if cfg.eval_path:
         other = scan_path(cfg, form, path=cfg.eval_path, split=cfg.eval_split, seed=seed)
         some = 0 < cfg.num_eval < len(other.good)
-        chosen = choose(other.prompts, cfg.num_eval, seed=seed) if some else np.arange(len(other.good))
+        chosen = held_out_of(other, form, cfg.num_eval, seed=seed) if some else np.arange(len(other.good))
         held, prompts, name = Examples(other, chosen), other.prompts, short_name(cfg.eval_path)
         skipped = [table, other]
     else:
-        chosen = choose(table.prompts, cfg.num_eval, seed=seed)
+        chosen = held_out_of(table, form, cfg.num_eval, seed=seed)
         held, prompts, name = Examples(table, chosen), table.prompts[chosen], "held_out"
         skipped = [table]
     on_other_side = np.isin(table.prompts, prompts)
@@ -157,6 +158,14 @@ def load(cfg: DataConfig, form: Form[E], *, seed: int, setting: str = "data") ->
         longest=max(one.longest for one in skipped),
         fingerprint=f"{digest([train.fingerprint, held.fingerprint]):016x}",
     )
+
+
+def held_out_of(table: Table[E], form: Form[E], num_prompts: int, *, seed: int) -> NDArray[np.int64]:
+    """Positions of what is held out: of each chosen prompt the first example, or all of them."""
+    chosen = choose(table.prompts, num_prompts, seed=seed)
+    if form.whole_prompts:
+        return np.flatnonzero(np.isin(table.prompts, table.prompts[chosen]))
+    return chosen
 
 
 def scan_path(cfg: DataConfig, form: Form[E], *, path: str, split: str, seed: int) -> Table[E]:

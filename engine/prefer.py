@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from verigrad.engine import config_verbs, examples, lora, model_files, reference_cache
+from verigrad.engine import config_verbs, lora, mixture, model_files, reference_cache
 from verigrad.engine.config import Config
-from verigrad.engine.examples import ExampleStream, Fingerprinted, Split
 from verigrad.engine.intervals import mean_interval
+from verigrad.engine.mixture import Mixture, MixtureStream
 from verigrad.engine.model_files import ModelFiles
 from verigrad.engine.offline import OfflineRun, Row, run_task
 from verigrad.engine.policy import Policy, find_device
@@ -42,9 +42,9 @@ class PreferTask:
     run: OfflineRun
     policy: Policy
     loss: PairLossFn | AnswerLossFn
-    dataset: Split[Any]
-    held_out: Fingerprinted[Any] | None
-    stream: ExampleStream[Any]
+    dataset: Mixture[Any]
+    held_out: Mapping[str, reference_cache.Source]  # by the name it is recorded under
+    stream: MixtureStream[Any]
     fingerprints: Mapping[str, str]  # of model and prompts
 
     @classmethod
@@ -64,12 +64,13 @@ class PreferTask:
         folder = model.folder if run.resume_from is None else str(run.resume_from[1])
         policy = Policy(cfg, folder, tokenizer=model.tokenizer, start_folder=model.folder)
         require_positions(policy.model.config, dataset.longest, setting="prefer.max_length")
-        train, held_out = completed(cfg, dataset)
+        train = completed(cfg, dataset.train)
+        held_out = {name: completed(cfg, one) for name, one in dataset.held_out.items()}
         if PREFERENCES[cfg.prefer.loss].reference:
             reference = Reference(cfg, run, screen, policy, model, prompter.template_hash)
             train = reference.attached(train)
-            held_out = None if held_out is None else reference.attached(held_out)
-        stream = ExampleStream(train, seed=cfg.train.seed, shuffle=cfg.data.shuffle)
+            held_out = {name: reference.attached(one) for name, one in held_out.items()}
+        stream = MixtureStream[Any](train, dataset.parts, seed=cfg.train.seed, shuffle=cfg.data.shuffle)
         fingerprints = {"model": model.fingerprint, "prompts": prompter.template_hash}
         return cls(cfg, run, policy, build(cfg), dataset, held_out, stream, fingerprints)
 
@@ -85,23 +86,23 @@ class PreferTask:
             self.run.count_tokens([batch.sequences.packed for batch in batches])
         with self.run.timed("train"):
             done, metrics = update(self.policy, batches, self.loss, step=step)
-        return {**metrics, "skipped_updates": float(not done.applied), "epoch": self.stream.epoch}
+        return {**metrics, "skipped_updates": float(not done.applied), **self.stream.metrics()}
 
     def evaluate(self, step: int) -> Sequence[Row]:
-        """Loss, accuracy and margin on what is held out, if anything is; prompts are the units."""
-        if self.held_out is None or not self.cfg.eval.every:
-            return []
-        held_out = [self.held_out[i] for i in range(len(self.held_out))]
-        seen = measure(self.policy, batches_of(held_out, self.cfg.policy.tokens_per_batch), self.loss)
-        row: Row = {"step": step, "data": self.dataset.held_out_name, "num_examples": len(held_out)}
-        assert self.dataset.held_out is not None
-        prompts = self.dataset.held_out.prompts.tolist()
+        """Loss, accuracy and margin on what is held out of each set, if anything is; by prompts."""
+        sets = self.held_out if self.cfg.eval.every else {}
+        return [self._measured(step, name, held_out) for name, held_out in sets.items()]
+
+    def _measured(self, step: int, name: str, held_out: reference_cache.Source) -> Row:
+        drawn: list[Any] = [held_out[i] for i in range(len(held_out))]
+        seen = measure(self.policy, batches_of(drawn, self.cfg.policy.tokens_per_batch), self.loss)
+        row: Row = {"step": step, "data": name, "num_examples": len(drawn)}
+        prompts = held_out.prompts.tolist()
         columns = {"loss": seen.values, "accuracy": seen.agrees, "margin": seen.margins}
-        for name, column in columns.items():
-            if column is not None:
-                row |= interval(name, column, prompts)
-        rest = {name: value for name, value in seen.metrics.items() if name not in row}
-        return [row | rest]
+        for column, values in columns.items():
+            if values is not None:
+                row |= interval(column, values, prompts)
+        return row | {column: value for column, value in seen.metrics.items() if column not in row}
 
     def tell_evaluation(self, row: Mapping[str, Any]) -> str:
         """See offline.Task."""
@@ -124,22 +125,20 @@ class PreferTask:
         self.policy.save_model(folder)
 
 
-def load(cfg: Config, run: OfflineRun, encoder: Encoder) -> Split[Any]:
+def load(cfg: Config, run: OfflineRun, encoder: Encoder) -> Mixture[Any]:
     """The examples of the loss's kind, those held out apart; what was left out is noted."""
     form_of = pair_form if PREFERENCES[cfg.prefer.loss].paired else single_form
     open_rows = sources(cfg, opening=encoder.prompter.opening, tell=run.note)
-    dataset: Split[Any] = examples.load(cfg.data, form_of(encoder, open_rows), seed=cfg.train.seed)
+    dataset: Mixture[Any] = mixture.load(cfg.data, form_of(encoder, open_rows), seed=cfg.train.seed)
     for note in dataset.notes():
         run.note(note)
     return dataset
 
 
-def completed(cfg: Config, dataset: Split[Any]) -> tuple[Any, Any]:
-    """(train, held out) with all that the loss needs of each example but the reference's word."""
-    if PREFERENCES[cfg.prefer.loss].paired:
-        return dataset.train, dataset.held_out
-    held_out = dataset.held_out and WithTwins(dataset.held_out, max_length=cfg.prefer.max_length)
-    return WithTwins(dataset.train, max_length=cfg.prefer.max_length), held_out
+def completed(cfg: Config, source: Any) -> reference_cache.Source:
+    """Examples with all that the loss needs of each but what the reference says."""
+    paired = PREFERENCES[cfg.prefer.loss].paired
+    return source if paired else WithTwins(source, max_length=cfg.prefer.max_length)
 
 
 # Reference -------------------------------------------------------------------------------------------------
@@ -157,7 +156,7 @@ class Reference:
     template_hash: str
     start: Policy | None = None  # loaded only where the policy has moved and the cache was emptied
 
-    def attached(self, source: Any) -> Any:
+    def attached(self, source: reference_cache.Source) -> reference_cache.Source:
         """Examples with the reference's log-probabilities of each, from the cache where they are there."""
         key = [self.model.fingerprint, self.template_hash, self.cfg.policy.dtype]
         with self.run.timed("reference"):

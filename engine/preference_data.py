@@ -6,7 +6,7 @@ held out and drawn in examples.py.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from verigrad.engine import examples
 from verigrad.engine.config import Config, ConfigError, DataConfig
 from verigrad.engine.data import digest
-from verigrad.engine.examples import Examples, Form, Item, OpenRows
+from verigrad.engine.examples import Form, Item, OpenRows
 from verigrad.engine.preference_batch import LabelledExample, PairExample, mismatched
 from verigrad.engine.preference_catalogue import PREFERENCES
 from verigrad.engine.preference_rows import Labelled, Pair, encode, to_labelled, to_pair
@@ -48,7 +48,7 @@ def pair_form(encoder: Encoder, open_rows: OpenRows = read_rows) -> Form[PairExa
     def read(row: Mapping[str, Any], columns: Mapping[str, str]) -> Item[PairExample]:
         return item_of_pair(to_pair(row, columns), encoder)
 
-    return Form(read, PAIRS, open_rows)
+    return Form(read, PAIRS, open_rows, whole_prompts=True)
 
 
 def item_of_pair(pair: Pair, encoder: Encoder) -> Item[PairExample]:
@@ -67,7 +67,7 @@ def single_form(encoder: Encoder, open_rows: OpenRows = read_rows) -> Form[Singl
     def read(row: Mapping[str, Any], columns: Mapping[str, str]) -> Item[Single]:
         return item_of_labelled(to_labelled(row, columns), encoder)
 
-    return Form(read, ANSWERS, open_rows)
+    return Form(read, ANSWERS, open_rows, whole_prompts=True)
 
 
 def item_of_labelled(answers: Sequence[Labelled], encoder: Encoder) -> Item[Single]:
@@ -120,13 +120,23 @@ def require_source(cfg: Config) -> None:
 # What a loss needs beside an example ------------------------------------------------------------------------
 
 
+class Singles(Protocol):
+    """Single answers of one set or of several, see examples.Examples and mixture.Joined."""
+
+    fingerprint: str
+    prompts: NDArray[np.uint64]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Single: ...
+
+
 class WithTwins:
     """Single answers, each with the answer to another prompt that kto measures its reference point on.
 
     Twins are drawn once and for all, so that the reference's log-probabilities of them can be kept.
     """
 
-    def __init__(self, singles: Examples[Single], *, max_length: int) -> None:
+    def __init__(self, singles: Singles, *, max_length: int) -> None:
         self._singles, self._max_length = singles, max_length
         self._twins = twins_of(singles.prompts)  # [N]
         self.fingerprint = f"{digest(['twins', singles.fingerprint, max_length]):016x}"
