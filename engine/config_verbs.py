@@ -6,7 +6,7 @@ One recipe file is for one command: the one whose own section ([sft], [prefer], 
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from verigrad.engine import label_settings, preference_catalogue
+from verigrad.engine import label_settings, preference_catalogue, reward_settings
 from verigrad.engine.settings import OWN_SECTIONS, Config, Verb
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
@@ -47,6 +47,7 @@ NOT: Mapping[tuple[str, str], frozenset[str]] = {
     ("reward", "train"): frozenset({"num_minibatches"}),
     ("reward", "lora"): frozenset({"load"}),
     ("reward", "policy"): frozenset({"head_chunk_tokens"}),
+    ("reward", "prompts"): frozenset({"prefill"}),
     ("sample", "data"): _OF_MIXTURES,
     ("sample", "rollout"): frozenset({"group_size"}),
     ("sample", "verifier"): frozenset(
@@ -129,6 +130,8 @@ def contradictions(c: Config) -> Iterator[str]:
     """What cannot be in a command's own section; the shared ones are looked at by config_checks.py."""
     if c.verb == "label":
         yield from label_settings.contradictions(c)
+    if c.verb == "reward":
+        yield from reward_settings.contradictions(c)
     longest = {"sft": c.sft.max_length, "prefer": c.prefer.max_length, "reward": c.reward.max_length}
     if longest.get(c.verb, 0) > c.policy.tokens_per_batch:
         yield (

@@ -13,11 +13,20 @@ from verigrad.engine.checkpoint import name_of
 from verigrad.engine.config import Config
 from verigrad.engine.interrupt import Interrupt
 from verigrad.engine.run import Run, RunError
-from verigrad.engine.schema import Metrics, PackedBatch
+from verigrad.engine.schema import Metrics
 from verigrad.engine.screen import Screen, relative
 
 INTERRUPTED = 130
 Row = dict[str, Any]
+
+
+class Batch(Protocol):
+    """Whatever is packed for one forward pass."""
+
+    @property
+    def input_ids(self) -> torch.Tensor:
+        """[T]"""
+        ...
 
 
 class OfflineRun(Run):
@@ -31,7 +40,7 @@ class OfflineRun(Run):
         self._append("eval.jsonl", row)
         self.trackers.log_eval(row)
 
-    def count_tokens(self, batches: Sequence[PackedBatch]) -> None:
+    def count_tokens(self, batches: Sequence[Batch]) -> None:
         """Count the tokens of this step, prompts included, for tokens_per_s."""
         self._num_tokens = sum(batch.input_ids.numel() for batch in batches)
 

@@ -84,7 +84,7 @@ class _Model:
         return self.card.std
 
     @torch.no_grad()
-    def _read(self, texts: Sequence[Text]) -> list[torch.Tensor]:
+    def read(self, texts: Sequence[Text]) -> list[torch.Tensor]:
         """What the head says of each text: [N, C] on the CPU, in the order given."""
         autocast = self.reader.dtype == torch.bfloat16 and self.model.dtype == torch.float32
         done: list[torch.Tensor] = [torch.zeros(0)] * len(texts)
@@ -108,7 +108,7 @@ class _Model:
                 texts.append(self._encode(prompt, response))
             except (BadRow, ConfigError) as error:
                 texts.append(Scored(None, reason=f"the answer {error}"))
-        read = iter(self._read([text for text in texts if isinstance(text, Text)]))
+        read = iter(self.read([text for text in texts if isinstance(text, Text)]))
         return [self._scored(next(read)) if isinstance(text, Text) else text for text in texts]
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:

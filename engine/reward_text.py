@@ -22,6 +22,7 @@ class Text:
 
     token_ids: Sequence[int]  # [L]
     reads: Sequence[int]  # [N] columns a score is read at: the last token, or every step's
+    num_answer: int = 0  # tokens of the answer, without the one that ends it
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +52,21 @@ class TextEncoder:
         What an answer spells out is never a special token. The score is read where transformers reads it: at
         the last token that is no padding.
         """
-        ids = [*self._asked(prompt), *self.prompter.inert_ids(response), *self.end]
+        said = self.prompter.inert_ids(response)
+        ids = [*self._asked(prompt), *said, *self.end]
         last = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] != self.pad_id), len(ids) - 1)
-        return self._checked(Text(ids, [last]))
+        return self._checked(Text(ids, [last], len(said)))
 
     def steps(self, prompt: Prompt, steps: Sequence[str]) -> Text:
         """Prompt and steps, each with its separator, then the end token; read at each step's last token."""
         ids = list(self._asked(prompt))
-        reads = []
+        num_asked, reads = len(ids), []
         for piece in pieces(steps, self.card.separator):
             ids += self.prompter.inert_ids(piece)
             reads.append(len(ids) - 1)
         if len(set(reads)) < len(reads):
             raise BadRow("has a step without a token in this model's vocabulary")
-        return self._checked(Text([*ids, *self.end], reads))
+        return self._checked(Text([*ids, *self.end], reads, len(ids) - num_asked))
 
     def _asked(self, prompt: Prompt) -> list[int]:
         problem = prompt if isinstance(prompt, Problem) else Problem("of a row", prompt)
