@@ -89,7 +89,7 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
                     sync=WeightSync(policy, sampler, dataset.train[:2], cfg=cfg),
                     scorer=scorer,
                     judges=judges,
-                    monitor=Monitor(cfg, run, scorer=scorer, second=judges.second()),
+                    monitor=Monitor(cfg, run, runs_code=scorer.runs_code, second=judges.second()),
                     problems=problem_stream(dataset.train, cfg),
                     evals=dataset.evals,
                     algorithm=algorithm,

@@ -57,10 +57,10 @@ class Look:
 class Monitor:
     """Watches one run; `trip` is what ends it."""
 
-    def __init__(self, cfg: Config, run: Run, *, scorer: Scorer, second: Scorer | None) -> None:
-        """`scorer` pays the rewards, `second` is monitor.verifier's."""
+    def __init__(self, cfg: Config, run: Run, *, runs_code: bool, second: Scorer | None) -> None:
+        """`runs_code`: whether the verifier that pays runs the attempts; `second` is monitor.verifier's."""
         self.limits, self.seed, self.run, self.second = cfg.monitor, cfg.train.seed, run, second
-        self.runs_code = scorer.pool.verifier.policy.runs == "sandbox"
+        self.runs_code = runs_code
         self.has_reference = cfg.algorithm.kl_coef > 0
         self.trip: Trip | None = None
         self._drawn: dict[int, list[int]] = {}

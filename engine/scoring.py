@@ -55,6 +55,11 @@ class Scorer:
             raise ConfigError(f"{setting}: {error}") from error
         self.identity = identity(name, options, version=self.pool.verifier.policy.version)
 
+    @property
+    def runs_code(self) -> bool:
+        """Whether it runs what it judges."""
+        return self.pool.verifier.policy.runs == "sandbox"
+
     def require_fit(self, problem: Problem) -> None:
         """Raise ConfigError when rows like this one lack what the verifier asks for."""
         try:

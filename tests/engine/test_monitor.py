@@ -66,7 +66,7 @@ def monitor(folder, *, second=None, **settings):
     if second is not None:
         settings = {"verifier": "exact_match", "num_rollouts": 8, **settings}
     cfg = config(monitor=settings)
-    return Monitor(cfg, FakeRun(folder), scorer=scorer(), second=second)
+    return Monitor(cfg, FakeRun(folder), runs_code=False, second=second)
 
 
 def number(value):
@@ -109,7 +109,7 @@ def test_entropy_is_a_share_of_the_first_three_steps_that_had_one(tmp_path):
 def test_the_reference_counts_where_there_is_one(tmp_path):
     assert "monitor/kl_ref" not in watch(monitor(tmp_path), 1, groups(1, 0), kl_ref=0.0)
     cfg = config(algorithm={"kl_coef": 0.1})
-    with_one = Monitor(cfg, FakeRun(tmp_path), scorer=scorer(), second=None)
+    with_one = Monitor(cfg, FakeRun(tmp_path), runs_code=False, second=None)
     assert watch(with_one, 1, groups(1, 0), kl_ref=0.7)["monitor/kl_ref"] == 0.7
 
 
