@@ -244,8 +244,7 @@ class RewardTask:
 
     def tell_evaluation(self, row: Mapping[str, Any]) -> str:
         """See offline.Task."""
-        corr = row["length_corr_equal"]
-        return f"{row['data']} accuracy {_interval(row)} on {row['num_rows']} rows, {_lean(corr)}"
+        return f"{row['data']} accuracy {_interval(row)} on {row['num_rows']} rows, {_lean(row)}"
 
     def state(self) -> dict[str, Any]:
         """See offline.Task."""
@@ -304,7 +303,7 @@ def summary(evals: Sequence[Row], metrics: Sequence[Row]) -> list[tuple[str, str
             rows.append((f"{name} accuracy before", _interval(before)))
         rows.append((f"{name} accuracy after", f"{_interval(after)}  on {after['num_rows']} rows"))
         rows.append((f"{name} calibration", f"ECE {_number(after['ece'])}, loss {_number(after['loss'])}"))
-        rows.append((f"{name} length", _lean(after["length_corr_equal"])))
+        rows.append((f"{name} length", _lean(after)))
         for category, one in after.get("by", {}).items():
             rows.append((f"  {category}", f"{_interval(one)}  on {one['num_rows']} rows"))
     if metrics:
@@ -317,10 +316,11 @@ def _interval(row: Mapping[str, Any]) -> str:
     return f"{_number(row['accuracy'])}  {ends}"
 
 
-def _lean(corr: float | None) -> str:
-    """The correlation with length, for people."""
-    known = corr is not None and math.isfinite(corr)
-    return f"reward against length {corr:+.2f}" if known else "reward against length unknown"
+def _lean(row: Mapping[str, Any]) -> str:
+    """The correlation with length that the audit goes by, for people."""
+    known = {name: value for name, value in row.items() if value is not None}
+    corr, where = reward_audit.leaning({"length_corr_equal": math.nan, **known})
+    return f"reward against length {corr:+.2f} {where}" if where else "reward against length unknown"
 
 
 def _number(value: float | None) -> str:

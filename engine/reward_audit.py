@@ -88,12 +88,12 @@ def report(
 
     `row` is that of comparison_row or steps_row. A correlation that cannot be told refuses nothing.
     """
-    corr = float(row["length_corr_equal"])
-    refused = math.isfinite(corr) and abs(corr) > max_length_corr
+    corr, where = leaning(row)
+    refused = abs(corr) > max_length_corr
     reason = ""
     if refused:
         reason = (
-            f"at equal preference its reward goes with length by {corr:+.2f} "
+            f"{where} its reward goes with length by {corr:+.2f} "
             f"(reward.max_length_corr = {max_length_corr:g})"
         )
     return {
@@ -105,6 +105,14 @@ def report(
         **{k: _finite(v) for k, v in probes.items()},
         "agreement": agreement,
     }
+
+
+def leaning(row: Mapping[str, Any]) -> tuple[float, str]:
+    """The larger correlation of reward and length and where it was seen; 0 where none can be told."""
+    seen = {"length_corr_equal": "at equal preference", "length_corr_within": "within a prompt"}
+    found = [(float(row[name]), where) for name, where in seen.items() if name in row]
+    finite = [each for each in found if math.isfinite(each[0])]
+    return max(finite, key=lambda each: abs(each[0]), default=(0.0, ""))
 
 
 def findings(row: Mapping[str, Any], probes: Mapping[str, Any]) -> list[str]:

@@ -54,7 +54,7 @@ def comparison_row(judged: Sequence[Judged], *, by: str = "") -> dict[str, Any]:
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std()),
         "length_corr": correlation(rewards, lengths),
-        **length_at_equal_preference(judged),
+        **lean_on_length(judged),
         "reliability": table,
     }
     if by:
@@ -127,12 +127,14 @@ def correlation(a: Floats, b: Floats) -> float:
     return float(a @ b) / scale if scale > 1e-12 else math.nan
 
 
-def length_at_equal_preference(judged: Sequence[Judged]) -> dict[str, float]:
-    """How the difference of two rewards goes with that of their lengths, the preference held fixed.
+def lean_on_length(judged: Sequence[Judged]) -> dict[str, float]:
+    """How the difference of two rewards goes with that of the answers' lengths, over pairs.
 
-    A partial correlation over pairs: both differences, better less worse, are freed of what the preference
-    (2 p_chosen - 1; a tie is 0) explains of them. "length_corr_equal" with its 95% interval (Fisher's z,
-    prompts as units), and "num_ties" of the pairs, which show it most directly.
+    "length_corr_within": whatever the preference, among answers to one prompt. "length_corr_equal": at equal
+    preference, both differences, better less worse, freed of what the preference (2 p_chosen - 1; a tie is 0)
+    explains of them. Where annotators themselves like length, only the first shows it: of two answers
+    preferred alike the longer one is then the worse one. Both with a 95% interval (Fisher's z, prompts as
+    units). "num_ties": pairs without a preference, which show the second most directly.
     """
     rewards, lengths, preferred, prompts, num_ties = [], [], [], set(), 0
     for one in judged:
@@ -143,11 +145,15 @@ def length_at_equal_preference(judged: Sequence[Judged]) -> dict[str, float]:
             preferred.append(2 * one.comparison.p_chosen - 1)
             num_ties += one.comparison.p_chosen == 0.5
             prompts.add(one.prompt)
-    x = np.array(preferred)[:, None]
-    corr = through_origin(_residual(np.array(rewards), x), _residual(np.array(lengths), x))
-    low, high = fisher_interval(corr, len(prompts))
-    ends = {"length_corr_equal": corr, "length_corr_equal_low": low, "length_corr_equal_high": high}
-    return {**ends, "num_ties": num_ties}
+    a, b, x = np.array(rewards), np.array(lengths), np.array(preferred)[:, None]
+    row: dict[str, float] = {"num_ties": num_ties}
+    for name, corr in (
+        ("length_corr_within", through_origin(a, b)),
+        ("length_corr_equal", through_origin(_residual(a, x), _residual(b, x))),
+    ):
+        low, high = fisher_interval(corr, len(prompts))
+        row |= {name: corr, f"{name}_low": low, f"{name}_high": high}
+    return row
 
 
 def partial_correlation(a: Floats, b: Floats, given: Floats) -> float:
