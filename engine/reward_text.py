@@ -141,7 +141,7 @@ def _batch(groups: Sequence[Sequence[Text]], members: Sequence[int]) -> TextBatc
         input_ids=torch.tensor(ids),
         position_ids=torch.tensor(positions),
         cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
-        reads=torch.tensor(reads),
+        reads=torch.tensor(reads, dtype=torch.long),
         groups=owners,
         counts=counts,
     )
