@@ -345,7 +345,9 @@ class TransformersAnswerer:
     @torch.inference_mode()
     def _one(self, index: int, one: Wanted) -> Answered:
         generator = torch.Generator().manual_seed(one.seed)
-        ids, told, cache = [], [], None
+        ids: list[int] = []
+        told: list[Logprobs] = []
+        cache = None
         given = torch.tensor([list(one.prompt_ids)], device=self.device)  # [1, L]
         while len(ids) < one.max_tokens and not (ids and ids[-1] in self.eos_ids):
             out = self.model(input_ids=given, past_key_values=cache, use_cache=True)

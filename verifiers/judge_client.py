@@ -123,8 +123,14 @@ class JudgeClient:
         return {"model": place.model, "url": place.shown_url, "api": place.api,
                 "temperature": place.temperature}  # fmt: skip
 
-    def ask(self, questions: Sequence[Question], *, on_reply: OnReply | None = None) -> list[Reply]:
-        """See judge_base.Judge. After a fatal reply nothing more is asked."""
+    def ask(
+        self,
+        questions: Sequence[Question],
+        *,
+        on_reply: OnReply | None = None,
+        deadline: float | None = None,
+    ) -> list[Reply]:
+        """See judge_base.Judge. After a fatal reply, and after `deadline`, nothing more is asked."""
         replies: list[Reply | None] = [None] * len(questions)
         stop = threading.Event()
         reason: list[str] = []
@@ -132,7 +138,7 @@ class JudgeClient:
         def one(position: int) -> Reply:
             if stop.is_set():
                 return Reply(None, error=f"not asked: {reason[0] if reason else 'stopped'}", fatal=True)
-            reply = self.ask_one(questions[position])
+            reply = self.ask_one(questions[position], deadline=deadline)
             if reply.fatal:
                 reason.append(reply.error)
                 stop.set()
@@ -180,7 +186,7 @@ class JudgeClient:
         """Waits for the rate limit; why a request may not be made, or ""."""
         place = self.endpoint
         if self._over_the_limit:
-            return f"the costs reached judge.max_cost = {place.max_cost:g} ({self.spent:.4f} spent)"
+            return f"the costs reached judge.max_cost = {place.max_cost:g} ({self.spent:.4f} spent); raise it"
         if place.requests_per_minute:
             with self._lock:
                 start = max(self._next_start, time.monotonic())
@@ -200,7 +206,8 @@ class JudgeClient:
         if after_s is not None:
             return after_s if after_s <= MAX_WAIT_S else None
         with self._lock:
-            return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt) * self._random.uniform(0.5, 1.0)
+            longest: float = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)
+            return longest * self._random.uniform(0.5, 1.0)
 
     def _request(self, question: Question, started: float, deadline: float | None) -> Reply:
         ends = time.monotonic() + self.endpoint.timeout_s

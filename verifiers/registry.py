@@ -23,6 +23,7 @@ BUILTIN = {
     "exact_match": "verigrad.verifiers.exact_match:exact_match",
     "instruction_following": "verigrad.verifiers.instruction_following:instruction_following",
     "json_schema": "verigrad.verifiers.json_schema:json_schema",
+    "judge_score": "verigrad.verifiers.judged:JudgeScore",
     "language_consistency": "verigrad.verifiers.language_consistency:language_consistency",
     "length_budget": "verigrad.verifiers.length_budget:length_budget",
     "math_answer": "verigrad.verifiers.math_answer:math_answer",
@@ -34,6 +35,7 @@ BUILTIN = {
     "refusal": "verigrad.verifiers.refusal:refusal",
     "repetition": "verigrad.verifiers.repetition:repetition",
     "reward_model": "verigrad.verifiers.learned_reward:RewardModel",
+    "rubric": "verigrad.verifiers.judged:Rubric",
     "unit_tests": "verigrad.verifiers.unit_tests:UnitTests",
 }
 

@@ -1,0 +1,66 @@
+"""A judge's model and a Unix socket -> vLLM's OpenAI server on it: `python -m ... SOCKET OPTIONS`.
+
+Started once for all workers of a verifier by verifiers/services.py; OPTIONS is JSON: model (a folder, a hub
+id or a maker), model_options, memory_gb. It becomes the server by exec.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from verigrad.engine import machine
+from verigrad.engine.config import Config, ConfigError
+
+PLAIN_TEMPLATE = "{{ bos_token or '' }}{{ messages[-1]['content'] }}\nReply:"
+"""For a model without a chat template: its beginning, the question, and where its reply begins."""
+
+
+def main() -> int:
+    """Serve; returns only when that cannot be."""
+    socket, options = sys.argv[1], json.loads(sys.argv[2])
+    machine.prepare_process()
+    try:
+        command = command_of(socket, options)
+    except ConfigError as error:
+        print(f"judge: {error}", file=sys.stderr)
+        return 2
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    os.execv(command[0], command)
+
+
+def command_of(socket: str, options: dict[str, Any]) -> list[str]:
+    """The server's command line; makes or fetches the model. ConfigError where there is none."""
+    from verigrad.engine import model_files
+    from verigrad.engine.rollout_backends import vllm_installed
+
+    if not vllm_installed():
+        raise ConfigError("a judge given by `model` is served by vLLM, which is not installed; give a `url`")
+    cfg = Config.model_validate(
+        {
+            "policy": {"model": options["model"], "options": options["model_options"]},
+            "rollout": {"max_prompt_tokens": 1, "max_tokens": 1},
+        }
+    )
+    model = model_files.fetch(cfg)
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model.folder,
+        "--served-model-name", "judge", "--uds", socket, "--disable-log-stats",
+        "--generation-config", "vllm", "--max-logprobs", "20",
+    ]  # fmt: skip
+    if not getattr(model.tokenizer, "chat_template", None):
+        template = Path(tempfile.mkdtemp(prefix="verigrad-judge-")) / "plain.jinja"
+        template.write_text(PLAIN_TEMPLATE)
+        command += ["--chat-template", str(template)]
+    import torch
+
+    if not torch.cuda.is_available():
+        num_bytes = int(options["memory_gb"] * 2**30)
+        command += ["--enforce-eager", "--dtype", "float32", "--kv-cache-memory-bytes", str(num_bytes)]
+    return command
+
+
+if __name__ == "__main__":
+    sys.exit(main())
