@@ -20,7 +20,7 @@ from verigrad.engine.rollout_file import Recorded, read_attempts
 from verigrad.engine.rows import TableRows, first_line
 from verigrad.verifiers.base import Problem
 
-NEEDED = frozenset({"problem_id", "prompt", "text", "reward", "outcome", "finish_reason", "json_columns"})
+NEEDED = frozenset({"problem_id", "prompt", "text", "reward", "outcome", "finish_reason"})
 TOLD = {"undecided": "undecided", "cut": "cut off at their longest", "empty": "empty", "episode": "episodes"}
 
 
