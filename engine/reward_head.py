@@ -88,7 +88,7 @@ def choose_pad(model: Any, tokenizer: Any, end: int | None) -> int | None:
         tokenizer.unk_token_id,
         tokenizer.bos_token_id,
     ]
-    pad = next((i for i in candidates if i is not None and i != end and i >= 0), end)
+    pad = next((i for i in candidates if i is not None and i != end and 0 <= i < config.vocab_size), end)
     config.pad_token_id = model.config.pad_token_id = pad
     if pad is not None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
