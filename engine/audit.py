@@ -20,7 +20,7 @@ from verigrad.engine.settings import DataConfig, SandboxConfig, VerifierConfig
 from verigrad.engine.verify import parse_option
 from verigrad.sandboxes import conformance
 from verigrad.sandboxes.base import SandboxError, SandboxUnavailable
-from verigrad.verifiers import audit_agent, audit_probes
+from verigrad.verifiers import audit_agent, audit_learned, audit_probes
 from verigrad.verifiers.audit import STEADY, Audited, Limits, audit
 from verigrad.verifiers.audit_cases import FAMILIES, Probe
 from verigrad.verifiers.audit_report import Report
@@ -209,7 +209,7 @@ def _probes(args: argparse.Namespace) -> list[Probe]:
     names = [probe.name for probe in probes]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"two probes are called {twice!r}; rename yours")
-    known = (*names, *audit_agent.NAMES, "runs text", *STEADY)
+    known = (*names, *audit_agent.NAMES, *audit_learned.SAYS, "runs text", *STEADY)
     for name in args.only:
         if name not in known:
             raise ValueError(f"--only {name}: no such probe; there are: {', '.join(known)}")

@@ -71,9 +71,11 @@ def in_one_line(report: Report) -> str:
     oracle = ""
     if gold is not None and gold.status == "left out":
         oracle = f"; gold not tried: {gold.note}"
+    warned = [result for result in report.results if result.status == "warns"]
+    warning = "".join(f"; WARNING: not so on {one.num_bad} of {one.num} rows: {one.says}" for one in warned)
     return (
         f"verifier audit: {report.verifier} passes {len(names)} quick probes on {report.num_rows} rows"
-        f"{oracle} ({report.seconds:.1f} s)"
+        f"{oracle} ({report.seconds:.1f} s){warning}"
     )
 
 

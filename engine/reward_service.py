@@ -178,18 +178,16 @@ class Handler(BaseHTTPRequestHandler):
             if not 0 <= length <= MAX_REQUEST:
                 raise ValueError(f"a request of {length} bytes; at most {MAX_REQUEST}")
             request = json.loads(self.rfile.read(length))
-            prompt, texts = request["prompt"], request["texts"]
-            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            if not isinstance(request["texts"], list) or not all(
+                isinstance(t, str) for t in request["texts"]
+            ):
                 raise TypeError("texts: expected a list of text")
-            scores = batcher.ask(prompt, texts)
-            if self.path != "/score":
-                return self._reply(200, {})
-            solution = request.get("solution", "")
-            done = [with_solution(score.result(), solution) for score in scores]
+            if self.path == "/score":
+                return self._reply(200, answered(batcher, request))
+            batcher.ask(request["prompt"], request["texts"])
         except (ValueError, KeyError, TypeError) as error:
             return self._reply(400, f"{type(error).__name__}: {error}")
-        card = batcher.model.card
-        self._reply(200, {"scores": done, "mean": card.mean, "std": card.std})
+        self._reply(200, {})
 
     def _reply(self, status: int, data: Any) -> None:
         body = json.dumps(data).encode()
@@ -206,6 +204,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are not written down."""
+
+
+def answered(batcher: Batcher, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to one request, when all its texts are scored."""
+    scores = [score.result() for score in batcher.ask(request["prompt"], request["texts"])]
+    read = [with_solution(score, request.get("solution", "")) for score in scores]
+    return {"scores": read, "mean": batcher.model.card.mean, "std": batcher.model.card.std}
 
 
 def with_solution(score: Score, solution: str) -> Score:

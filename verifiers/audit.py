@@ -34,6 +34,7 @@ from verigrad.verifiers.audit_gold import (
     sees_row,
     whole_gold,
 )
+from verigrad.verifiers.audit_learned import is_learned, learned_results
 from verigrad.verifiers.audit_probes import PROBES
 from verigrad.verifiers.audit_report import (
     MAX_UNDECIDED,
@@ -131,6 +132,7 @@ def audit(
             judged += [] if probe.undecided_is_fine else some
         if not quick and (not only or "runs text" in only):
             results.append(runs_text(bench, rows))
+        results += [one for one in learned_results(bench, rows) if not only or one.name in only]
         results += steady(audited, bench, judged, limits, quick=quick, only=only)
         if second is not None:
             allowed = limits.allowed.get("second verifier", 1.0)
@@ -257,6 +259,7 @@ def run_probe(probe: Probe, bench: Bench, rows: Sequence[Row], limits: Limits) -
         return left_out(probe.name, probe.says, "the time for the audit was up"), []
     shown = "a control: nothing is expected of it" if is_control(loaded) else ""
     shown = shown or ("it pays for form, whatever is answered" if form else "")
+    shown = shown or ("a learned reward: nothing is its full reward" if is_learned(loaded) else "")
     columns = sorted({name for row in rows for name in row.problem.meta})
     if probe.needs == "row" and not sees_row(loaded, columns):
         shown = shown or "it sees nothing of a row"

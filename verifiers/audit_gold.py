@@ -122,7 +122,8 @@ def judging_parts(loaded: LoadedVerifier) -> Sequence[str]:
     owner = getattr(loaded.call, "__self__", None)
     if not isinstance(owner, Combine):
         return []
-    return [part.name for part in owner.parts if part.counts and not pays_for_form(part.verifier)]
+    judging = [part for part in owner.parts if part.counts and not part.verifier.policy.learned]
+    return [part.name for part in judging if not pays_for_form(part.verifier)]
 
 
 def is_control(loaded: LoadedVerifier) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from verigrad.verifiers import services
-from verigrad.verifiers.base import POLICY_ATTRIBUTE, Attempt, Policy, Problem, Verdict
+from verigrad.verifiers.base import POLICY_ATTRIBUTE, Attempt, Message, Policy, Problem, Verdict
 from verigrad.verifiers.options import Rule, flag, number, one_of, shown, whole
 from verigrad.verifiers.services import Service, ServiceLost
 
@@ -49,14 +49,14 @@ class LearnedReward:
 
     def prefetch(self, problem: Problem, attempts: Sequence[Attempt]) -> None:
         """Have the service begin with a whole group, before workers ask for one after the other."""
-        asked = {"prompt": plain_prompt(problem), "texts": [self._read(one) for one in attempts]}
+        asked = {"prompt": plain(problem.prompt), "texts": [self._read(one) for one in attempts]}
         services.tell(self.service, "/prefetch", asked)
 
-    def verify(self, problem: Problem, attempt: Attempt) -> Verdict:
+    def verify(self, prompt: str | Sequence[Message], attempt: Attempt) -> Verdict:
         """Ask for the score; undecided when the service has none to give."""
         if attempt.truncated and self.truncated_reward is not None:
             return Verdict(self.truncated_reward, "wrong", reason="cut off: verifier option truncated_reward")
-        asked = {"prompt": plain_prompt(problem), "texts": [self._read(attempt)], "solution": self.solution}
+        asked = {"prompt": plain(prompt), "texts": [self._read(attempt)], "solution": self.solution}
         try:
             said = services.ask(self.service, "/score", asked, timeout_s=self.timeout_s)
         except ServiceLost as lost:
@@ -245,9 +245,9 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def plain_prompt(problem: Problem) -> Any:
+def plain(prompt: str | Sequence[Message]) -> Any:
     """The prompt as it travels."""
-    return problem.prompt if isinstance(problem.prompt, str) else [dict(turn) for turn in problem.prompt]
+    return prompt if isinstance(prompt, str) else [dict(turn) for turn in prompt]
 
 
 def digest_of(model: str) -> str:

@@ -4,15 +4,21 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
+
 from tests.engine import tiny_rewards
-from verigrad.engine import reward_model
+from verigrad.engine import reward_model, reward_service
+from verigrad.engine.config import ConfigError
 from verigrad.engine.reward_card import Card
 from verigrad.engine.reward_model import Scored
-from verigrad.engine.reward_service import Batcher, with_solution
-from verigrad.verifiers import service_keeper, services
-from verigrad.verifiers.base import Attempt, Problem
+from verigrad.engine.reward_service import Batcher, answered, with_solution
+from verigrad.verifiers import registry, services
+from verigrad.verifiers.audit_cases import Row
+from verigrad.verifiers.audit_learned import learned_results
+from verigrad.verifiers.audit_report import Judged
+from verigrad.verifiers.base import Attempt, Problem, Verdict
 from verigrad.verifiers.isolation import VerifierPool
 from verigrad.verifiers.service_keeper import ServiceRefused
 
@@ -39,6 +45,25 @@ def pool(rewards):
 
 def judge(pool, *texts, problem=PROBLEM):
     return pool.submit(problem, [Attempt(text) for text in texts]).result(60)
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Verdicts without a process: the service's own parts, called where they would be asked."""
+    batchers = {}
+
+    def ask(service, path, request, *, timeout_s):
+        if service.key not in batchers:
+            batchers[service.key] = Batcher(reward_service.load(service.options))
+        return answered(batchers[service.key], json.loads(json.dumps(request)))
+
+    monkeypatch.setattr(services, "ask", ask)
+
+    def judge_here(verifier, *texts, truncated=False, **options):
+        loaded = registry.load(verifier, options)
+        return loaded.judge(PROBLEM, [Attempt(text, truncated) for text in texts])
+
+    return judge_here
 
 
 class Fake:
@@ -121,8 +146,8 @@ def test_the_reward_is_the_models_own_score_standardised(pool, rewards):
         assert verdict.reward == pytest.approx((raw - 0.25) / 0.5, abs=2e-4)
 
 
-def test_bounds_thresholds_and_what_is_given_instead_of_measured(rewards, pool):
-    raw = judge(pool, GOOD)[0].parts["score"]
+def test_bounds_thresholds_and_what_is_given_instead_of_measured(rewards, here):
+    (raw,) = reward_model.load(rewards).score([PROMPT], [GOOD])
     cases = [
         ({"standardise": False}, raw, "partial"),
         ({"mean": raw - 8.0, "std": 1.0, "clip": 2.0}, 2.0, "partial"),
@@ -131,22 +156,17 @@ def test_bounds_thresholds_and_what_is_given_instead_of_measured(rewards, pool):
         ({"mean": raw - 1, "std": 1.0, "threshold": 0.5}, 1.0, "right"),
         ({"mean": raw - 1, "std": 1.0, "threshold": 1.5}, 0.0, "wrong"),
     ]
-    plain = Attempt(GOOD)
     for options, reward, outcome in cases:
-        options = {"model": str(rewards), **options}
-        with VerifierPool("reward_model", options=options, num_workers=1) as other:
-            (verdict,) = other.submit(PROBLEM, [plain]).result(60)
+        (verdict,) = here("reward_model", GOOD, model=str(rewards), **options)
         assert verdict.reward == pytest.approx(reward, abs=2e-4), options
         assert verdict.outcome == outcome
 
 
-def test_what_cannot_be_read_earns_least_and_what_was_cut_off_what_the_recipe_says(pool, rewards):
-    long, short = judge(pool, "cat " * 500, GOOD)
+def test_what_cannot_be_read_earns_least_and_what_was_cut_off_what_the_recipe_says(rewards, here):
+    long, short = here("reward_model", "cat " * 500, GOOD, model=str(rewards))
     assert (long.reward, long.outcome) == (-5.0, "unparseable")
     assert short.reward is not None
-    options = {"model": str(rewards), "truncated_reward": -1.0}
-    with VerifierPool("reward_model", options=options, num_workers=1) as other:
-        (cut,) = other.submit(PROBLEM, [Attempt(GOOD, truncated=True)]).result(60)
+    (cut,) = here("reward_model", GOOD, truncated=True, model=str(rewards), truncated_reward=-1.0)
     assert (cut.reward, cut.outcome) == (-1.0, "wrong")
 
 
@@ -157,33 +177,28 @@ def test_equal_answers_are_remembered_and_equal_verdicts(pool):
     assert pool.stats()["num_cached"] > before
 
 
-def test_steps_are_scored_and_read_as_the_recipe_says(steps):
-    model = reward_model.load(steps)
-    (each,) = model.steps([PROMPT], [GOOD])
+def test_steps_are_scored_and_read_as_the_recipe_says(steps, here):
+    (each,) = reward_model.load(steps).steps([PROMPT], [GOOD])
     assert len(each) == 2
     for solution, wanted in (("", min(each)), ("product", each[0] * each[1]), ("mean", sum(each) / 2)):
-        options = {"model": str(steps), "solution": solution}
-        with VerifierPool("process_reward", options=options, num_workers=1) as pool:
-            verdict, nothing = judge(pool, GOOD, "")
-            assert verdict.reward == pytest.approx(wanted, abs=1e-3)
-            assert verdict.parts["step_2"] == pytest.approx(each[1], abs=1e-3)
-            assert (nothing.reward, nothing.outcome) == (0.0, "partial")
+        verdict, nothing = here("process_reward", GOOD, "", model=str(steps), solution=solution)
+        assert verdict.reward == pytest.approx(wanted, abs=1e-3)
+        assert verdict.parts["step_2"] == pytest.approx(each[1], abs=1e-3)
+        assert (nothing.reward, nothing.outcome) == (0.0, "partial")
 
 
-def test_an_ensemble_tells_its_members_and_takes_another_aggregate(tmp_path):
+def test_an_ensemble_tells_its_members_and_takes_another_aggregate(tmp_path, here):
     folder = tiny_rewards.ensemble(tmp_path)
     (one,) = reward_model.load(folder).judge([PROMPT], [GOOD])
-    with VerifierPool("reward_model", options={"model": str(folder)}, num_workers=1) as pool:
-        verdict = judge(pool, GOOD)[0]
+    (verdict,) = here("reward_model", GOOD, model=str(folder))
     assert verdict.reward == pytest.approx((one.reward - 0.2) / 2.0, abs=2e-4)
     assert verdict.parts["member_1"] == pytest.approx(one.members[0], abs=1e-3)
     assert verdict.parts["disagreement"] == pytest.approx(one.disagreement, abs=1e-3)
-    options = {"model": str(folder), "aggregate": "min"}
-    with VerifierPool("reward_model", options=options, num_workers=1) as pool:
-        assert judge(pool, GOOD)[0].reward == pytest.approx(min(one.members), abs=1e-3)
+    (least,) = here("reward_model", GOOD, model=str(folder), aggregate="min")
+    assert least.reward == pytest.approx(min(one.members), abs=1e-3)
 
 
-def test_rules_and_a_learned_reward_in_one_sum(rewards):
+def test_rules_and_a_learned_reward_in_one_sum(rewards, here):
     parts = {
         "right": {"verifier": "exact_match", "gate": True, "weight": 0.5},
         "style": {
@@ -192,8 +207,7 @@ def test_rules_and_a_learned_reward_in_one_sum(rewards):
             "weight": 0.5,
         },
     }
-    with VerifierPool("combine", options={"parts": parts}, num_workers=2) as pool:
-        good, bad = judge(pool, GOOD, RUDE)
+    good, bad = here("combine", GOOD, RUDE, parts=parts)
     assert 0.5 < good.reward < 1
     assert good.outcome == "partial"
     assert bad.reward == 0
@@ -217,28 +231,60 @@ def _service(pool):
     return pool.verifier.policy.services[0]
 
 
-def refused(verifier, **options):
-    with pytest.raises(ServiceRefused) as raised:
-        VerifierPool(verifier, options=options, num_workers=1)
-    assert not [key for key in service_keeper.running() if key == "?"]
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
+def test_a_model_that_may_not_be_used_is_refused_in_one_line(tmp_path, rewards, steps, here):
+    def refused(verifier, **options):
+        with pytest.raises(ConfigError) as raised:
+            here(verifier, GOOD, **options)
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
 
-
-def test_a_model_that_may_not_be_used_is_refused_in_one_line(tmp_path, rewards, steps):
     biased = tiny_rewards.make(tmp_path, Card())
     assert "no mean and std" in refused("reward_model", model=str(biased))
     (biased / "audit.json").write_text(json.dumps({"refused": True, "reason": "it pays for length"}))
     said = refused("reward_model", model=str(biased), standardise=False)
     assert "it pays for length" in said
     assert "allow_biased" in said
-    options = {"model": str(biased), "standardise": False, "allow_biased": True}
-    with VerifierPool("reward_model", options=options, num_workers=1) as pool:
-        assert judge(pool, GOOD)[0].decided
+    assert here("reward_model", GOOD, model=str(biased), standardise=False, allow_biased=True)[0].decided
     assert "process_reward" in refused("reward_model", model=str(steps), standardise=False)
     assert "reward_model" in refused("process_reward", model=str(rewards))
     assert "no ensemble" in refused("reward_model", model=str(rewards), aggregate="min")
     assert "no reward model" in refused("reward_model", model="./nowhere")
+    with pytest.raises(ServiceRefused, match=r"^[^\n]*nowhere[^\n]*$"):  # and by the process itself
+        VerifierPool("reward_model", options={"model": "./nowhere"}, num_workers=1)
+
+
+# Audit -----------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Pays as the function it is given, as a learned verifier."""
+
+    def __init__(self, pays):
+        self.pays = pays
+        self.loaded = registry.load("reward_model", {"model": "m"})
+
+    def judge(self, cases):
+        return [
+            Judged(row.problem, case, Verdict(self.pays(case.text), "partial"), False) for row, case in cases
+        ]
+
+
+@pytest.mark.parametrize(
+    ("pays", "statuses"),
+    [
+        (lambda text: 1.0 if text.count(".") == 1 else 0.0, ["ok", "ok", "warns"]),
+        (lambda text: float(len(text)), ["ok", "warns", "warns"]),
+        (lambda text: -float(len(text)), ["FAILS", "ok", "warns"]),
+    ],
+)
+def test_an_audit_says_what_a_learned_reward_pays_for(pays, statuses):
+    problems = [
+        Problem(str(n), f"tell: {n}", f"the cat is {'soft' if n % 2 else 'hard'} .") for n in range(30)
+    ]
+    rows = [Row(one, one.prompt, None, (), "text", str) for one in problems]
+    assert [one.status for one in learned_results(Bench(pays), rows)] == statuses
+    bare = [Row(replace(one, answer="7"), "", None, (), "text", str) for one in problems]
+    assert {one.status for one in learned_results(Bench(pays), bare)} == {"left out"}
 
 
 @pytest.mark.parametrize(
