@@ -40,7 +40,7 @@ def write_lines(path, rows):
 def pairs():
     """The right sum against the next number, all sums below 16."""
     return [
-        {"prompt": f"{a}+{b}=", "chosen": str(a + b), "rejected": f"{a + b + 1}?"}
+        {"prompt": f"{a}+{b}=", "chosen": str(a + b), "rejected": f"{a + b + 1}????????"}
         for a in range(8)
         for b in range(8)
     ]

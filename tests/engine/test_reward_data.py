@@ -87,7 +87,7 @@ def test_labels_may_be_probabilities():
     )  # fmt: skip
 
 
-# Sets --------------------------------------------------------------------------------------------------------
+# Sets -------------------------------------------------------------------------------------------------------
 
 
 def encoder():
@@ -136,7 +136,7 @@ def test_a_row_that_no_batch_can_hold_is_told_with_its_place(tmp_path):
         read(tmp_path, rows, policy={"tokens_per_batch": 64})
 
 
-# Annotators --------------------------------------------------------------------------------------------------
+# Annotators -------------------------------------------------------------------------------------------------
 
 
 def test_votes_about_the_same_two_answers_become_one_row(tmp_path):
