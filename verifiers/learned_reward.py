@@ -149,7 +149,9 @@ class RewardModel(LearnedReward):
         value = raw
         if self.standardise:
             mean, std = (said["mean"], said["std"]) if self.mean is None else (self.mean, self.std)
-            value = (raw - mean) / std
+            value = (raw - float(mean or 0.0)) / float(
+                std or 1.0
+            )  # the service refuses what was not measured
         parts = {"score": round(raw, DIGITS)}
         for number_, member in enumerate(score["members"], start=1):
             parts[f"member_{number_}"] = round(member, DIGITS)

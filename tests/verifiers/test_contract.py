@@ -26,6 +26,7 @@ OPTIONS = {
         }
     },
 }
+LEARNED = {"reward_model": "pairs", "process_reward": "steps"}  # they need a trained model of this kind
 # name -> (a right response, the problem's answer, the row's other columns)
 ANSWERS = {
     "answer_format": ("<think>why</think><answer>so</answer>", None, {}),
@@ -73,13 +74,22 @@ NASTY = [
 
 def named(name):
     """A name as a parameter; a verifier that runs programs needs somewhere to run them."""
-    runs = registry.load(name, OPTIONS.get(name)).policy.runs
+    options = {"model": "made when it is needed"} if name in LEARNED else OPTIONS.get(name)
+    runs = registry.load(name, options).policy.runs
     return pytest.param(name, marks=[pytest.mark.sandbox] if runs == "sandbox" else [])
 
 
 @pytest.fixture(scope="module", params=[named(name) for name in NAMES])
-def pool(request):
-    with VerifierPool(request.param, options=OPTIONS.get(request.param), num_workers=1, seed=7) as pool:
+def pool(request, tmp_path_factory):
+    options = OPTIONS.get(request.param)
+    if kind := LEARNED.get(request.param):
+        from tests.engine import tiny_rewards
+        from verigrad.engine.reward_card import Card
+
+        folder = tmp_path_factory.mktemp(request.param)
+        card = Card(kind=kind, mean=0.0, std=1.0, max_length=100, separator=".")
+        options = {"model": str(tiny_rewards.make(folder, card))}
+    with VerifierPool(request.param, options=options, num_workers=1, seed=7) as pool:
         yield pool
 
 
