@@ -210,6 +210,9 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
         both = list(zip(runs["verigrad"], runs[side], strict=True))
         ratios[side] = {
             "step": spread([theirs["step_s"]["median"] / ours["step_s"]["median"] for ours, theirs in both]),
+            "processor": spread(
+                [theirs["cpu_s"]["median"] / ours["cpu_s"]["median"] for ours, theirs in both]
+            ),
             "memory": spread([theirs["peak_mib"] / ours["peak_mib"] for ours, theirs in both]),
         }
     drift = max(
@@ -234,18 +237,22 @@ def table(row: Mapping[str, Any]) -> str:
     lines = [
         f"### {row['title']}",
         "",
-        "| side | s/step, median of rounds | x ours [rounds] | peak MiB | x ours [rounds] |",
-        "|---|---|---|---|---|",
+        "| side | s/step, median of rounds | x ours [rounds] | processor s/step | x ours [rounds] | peak MiB | "
+        "x ours [rounds] |",
+        "|---|---|---|---|---|---|---|",
     ]
     for side, runs in row["runs"].items():
         seconds = statistics.median(run["step_s"]["median"] for run in runs)
         peak = statistics.median(run["peak_mib"] for run in runs)
         ratios = row["ratios"].get(side)
-        told = [shown(ratios[name]) if ratios else "1" for name in ("step", "memory")]
-        lines.append(f"| {side} | {seconds:.3f} | {told[0]} | {peak:,.0f} | {told[1]} |")
+        busy = statistics.median(run["cpu_s"]["median"] for run in runs)
+        told = [shown(ratios[name]) if ratios else "1" for name in ("step", "processor", "memory")]
+        numbers = f"{seconds:.3f} | {told[0]} | {busy:.2f} | {told[1]} | {peak:,.0f} | {told[2]}"
+        lines.append(f"| {side} | {numbers} |")
     bar = "held" if row["held"] else "MISSED" if row["same_work"] else "void, the sides did other work"
     drift = f"Largest relative difference of a loss or log-probability: {row['drift']:.1e}."
-    return "\n".join([*lines, "", f"Bar, no slower and no larger: {bar}. {drift}", ""])
+    load = f"Load before the end: {row['machine']['load_1min']}."
+    return "\n".join([*lines, "", f"Bar, no slower and no larger: {bar}. {drift} {load}", ""])
 
 
 def shown(ratio: Mapping[str, float]) -> str:
