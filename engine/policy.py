@@ -213,7 +213,8 @@ class Policy:
 
     def token_logprobs(self, batch: PackedBatch, *, temperature: float) -> Tensor:
         """Log-probability [N] of the labels that count, in their order, with gradient."""
-        return self._head(self.model, self.hidden(self.model, batch), batch, temperature=temperature)[0]
+        hidden = self.hidden(self.model, batch)
+        return self._head(self.model, hidden, batch, temperature=temperature, entropy=False)[0]
 
     def _loss(
         self,
