@@ -237,8 +237,8 @@ def table(row: Mapping[str, Any]) -> str:
     lines = [
         f"### {row['title']}",
         "",
-        "| side | s/step, median of rounds | x ours [rounds] | processor s/step | x ours [rounds] | peak MiB | "
-        "x ours [rounds] |",
+        "| side | s/step, median of rounds | x ours [rounds] | processor s/step | x ours [rounds] | "
+        "peak MiB | x ours [rounds] |",
         "|---|---|---|---|---|---|---|",
     ]
     for side, runs in row["runs"].items():
