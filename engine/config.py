@@ -283,12 +283,19 @@ def _offline_algebra(c: Config) -> list[tuple[str, str]]:
     members = c.reward.members if c.verb == "reward" else 1
     return [
         (what, f"{c.train.num_steps} steps x {size} = {c.train.num_steps * size:,}"),
+        *([("shares", _shares(c.data))] if c.data.mix else []),
         *([("members", str(members))] if members > 1 else []),
         ("tokens per optimizer step", f"at most {sequences} x {longest} = {sequences * longest:,}"),
         ("packed passes per optimizer step",
          f"at most {-(-sequences // max(1, c.policy.tokens_per_batch // longest))} "
          f"of {c.policy.tokens_per_batch:,} tokens"),
     ]  # fmt: skip
+
+
+def _shares(data: DataConfig) -> str:
+    """The share of each set of a mixture, data.path's first."""
+    weights = {"path": data.weight, **{name: one.weight for name, one in data.mix.items()}}
+    return ", ".join(f"{name} {weight / sum(weights.values()):.1%}" for name, weight in weights.items())
 
 
 def _sample_algebra(c: Config) -> list[tuple[str, str]]:

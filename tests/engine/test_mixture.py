@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from verigrad.engine.config import ConfigError, DataConfig, build, differences, load, to_toml
+from verigrad.engine.config import ConfigError, DataConfig, batch_algebra, build, differences, load, to_toml
 from verigrad.engine.examples import Form, Item
 from verigrad.engine.mixture import FIRST, MixtureStream, Part, Turns
 from verigrad.engine.mixture import load as load_mixture
@@ -272,6 +272,11 @@ def test_a_set_comes_from_the_recipe_and_the_command_line(tmp_path):
     assert load(str(path)) == cfg
     other = load(write_recipe(tmp_path), ["data.weight=3"])
     assert [told.split(":")[0] for told in differences(cfg, other)] == ["data.mix.chat", "data.mix.2"]
+
+
+def test_a_dry_run_tells_the_shares(tmp_path):
+    cfg = load(write_recipe(tmp_path), ["data.weight=1.0"])
+    assert ("shares", "path 66.7%, chat 33.3%") in batch_algebra(cfg)
 
 
 def test_a_path_that_looks_like_a_number_is_text(tmp_path):
