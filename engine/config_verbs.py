@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from verigrad.engine import label_settings, preference_catalogue, reward_settings
-from verigrad.engine.settings import OWN_SECTIONS, Config, Verb
+from verigrad.engine.settings import OWN_SECTIONS, Config, SampleConfig, Verb
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
 LEARNS = frozenset({"train", "run", "data", "prompts", "policy", "lora", "optim", "eval"})
@@ -139,6 +139,10 @@ def contradictions(c: Config) -> Iterator[str]:
             f"{c.verb}.max_length = {longest[c.verb]}; raise it or lower that"
         )
     yield from preference_catalogue.contradictions(c)
+    if c.verb == "sample" and c.sample.keep == "all":
+        for name in ("keep_per_problem", "pick"):
+            if getattr(c.sample, name) != SampleConfig.model_fields[name].default:
+                yield f"sample.{name} has no effect with sample.keep = 'all'; remove it"
     if c.verb == "sample" and c.sample.keep_per_problem > c.sample.num_samples:
         yield (
             f"sample.keep_per_problem = {c.sample.keep_per_problem} is more than sample.num_samples = "

@@ -215,6 +215,8 @@ def keep(cfg: Config, encoder: Encoder, groups: Sequence[VerifiedGroup]) -> Chun
     """
     rows = []
     counts = Counter[str]()
+    if cfg.sample.keep == "all":
+        return keep_all(cfg, encoder, groups)
     for group in groups:
         texts: list[str] = []
         judged = list(zip(group.rollouts, group.verdicts, strict=True))
@@ -236,6 +238,33 @@ def keep(cfg: Config, encoder: Encoder, groups: Sequence[VerifiedGroup]) -> Chun
     return Chunk(rows, counts)
 
 
+def keep_all(cfg: Config, encoder: Encoder, groups: Sequence[VerifiedGroup]) -> Chunk:
+    """A row for every different answer that says anything, whatever the verifier made of it, cut off or not.
+
+    For labels and rewards, which read text; `verigrad sft` should not learn from rows that are `truncated`.
+    """
+    rows = []
+    counts = Counter[str]()
+    for group in groups:
+        texts: list[str] = []
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+            counts["accepted"] += verdict.reward is not None and verdict.reward >= cfg.sample.min_reward
+            text = text_of(rollout, encoder)
+            if not text.strip() or text in texts:
+                continue
+            texts.append(text)
+            rows.append({**row_of(group.problem, text, verdict.reward), "truncated": rollout.truncated})
+        counts["solved"] += bool(texts)
+    return Chunk(rows, counts)
+
+
+def text_of(rollout: Rollout, encoder: Encoder) -> str:
+    """A rollout's completion as text without its end-of-sequence token."""
+    sampled = [token for token, own in zip(rollout.token_ids, rollout.loss_mask, strict=True) if own]
+    body = sampled[:-1] if sampled and sampled[-1] in encoder.eos_ids else sampled
+    return encoder.prompter.text_of(body).removeprefix(encoder.prompter.opening)
+
+
 def completion_of(rollout: Rollout, encoder: Encoder) -> str | None:
     """A rollout's completion as text without its end-of-sequence token; None where that text, as
     `verigrad sft` encodes it, gives other tokens than were sampled."""
@@ -247,7 +276,7 @@ def completion_of(rollout: Rollout, encoder: Encoder) -> str | None:
     return text
 
 
-def row_of(problem: Problem, text: str, reward: float) -> dict[str, Any]:
+def row_of(problem: Problem, text: str, reward: float | None) -> dict[str, Any]:
     """A row of samples.jsonl; template, system message and prefill are put around its prompt by [prompts]."""
     prompt = problem.prompt if isinstance(problem.prompt, str) else [dict(m) for m in problem.prompt]
     return {"prompt": prompt, "completion": text, "problem_id": problem.id, "reward": reward}

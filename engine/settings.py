@@ -576,7 +576,7 @@ class MonitorConfig(Section):
     """Steps between looks by monitor.verifier."""
     num_rollouts: int = Field(default=64, ge=8)
     """Rollouts that monitor.verifier judges at a look, drawn with the seed."""
-    max_proxy_gap: float = Field(default=0.25, gt=0)
+    max_proxy_gap: float = Field(default=0.3, gt=0)
     """Most by which the gain in reward since the first three looks may exceed that of monitor.verifier, in
     units of reward; 1000 never trips."""
     max_second_drop: float | None = Field(default=None, gt=0)
@@ -588,7 +588,7 @@ class MonitorConfig(Section):
     max_answer_share: float = Field(default=0.9, gt=0, le=1)
     """Largest share of one answer among the paid rollouts of different problems; 1 never trips."""
     max_kl: float | None = Field(default=None, gt=0)
-    """Largest distance from the reference, in nats per token; needs algorithm.kl_coef > 0."""
+    """Largest distance from the reference, in nats per token; needs an algorithm that keeps a reference."""
     min_entropy_frac: float | None = Field(default=None, gt=0, lt=1)
     """Smallest entropy, as a share of that of the first three steps."""
     max_tamper_frac: float = Field(default=0.25, ge=0, le=1)
@@ -620,6 +620,9 @@ class SampleConfig(Section):
     """Problems to sample; 0 is all that are not held out."""
     num_samples: int = Field(default=8, ge=1)
     """Completions sampled of each problem."""
+    keep: Literal["accepted", "all"] = "accepted"
+    """What the verifier accepts and can be learned from; or all different answers, cut off ones included, for
+    somebody to label."""
     keep_per_problem: int = Field(default=1, ge=1)
     """Most accepted completions kept of each problem: different ones, in the order of `sample.pick`."""
     pick: Literal["first", "best"] = "first"
