@@ -3,6 +3,7 @@
 Run it on your own: VERIGRAD_VERIFIERS=path/to/file.py:name pytest tests/verifiers/test_contract.py
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ OPTIONS = {
     },
 }
 LEARNED = {"reward_model": "pairs", "process_reward": "steps"}  # they need a trained model of this kind
+JUDGED = {"judge_score": {}, "rubric": {"criteria": ["is right"]}}  # they need an endpoint that judges
 # name -> (a right response, the problem's answer, the row's other columns)
 ANSWERS = {
     "answer_format": ("<think>why</think><answer>so</answer>", None, {}),
@@ -74,7 +76,7 @@ NASTY = [
 
 def named(name):
     """A name as a parameter; a verifier that runs programs needs somewhere to run them."""
-    options = {"model": "made when it is needed"} if name in LEARNED else OPTIONS.get(name)
+    options = {"model": "made when it is needed"} if name in {*LEARNED, *JUDGED} else OPTIONS.get(name)
     runs = registry.load(name, options).policy.runs
     return pytest.param(name, marks=[pytest.mark.sandbox] if runs == "sandbox" else [])
 
@@ -89,8 +91,13 @@ def pool(request, tmp_path_factory):
         folder = tmp_path_factory.mktemp(request.param)
         card = Card(kind=kind, mean=0.0, std=1.0, max_length=100, separator=".")
         options = {"model": str(tiny_rewards.make(folder, card))}
-    with VerifierPool(request.param, options=options, num_workers=1, seed=7) as pool:
-        yield pool
+    with contextlib.ExitStack() as closing:
+        if request.param in JUDGED:
+            from tests.judge_server import Scripted
+
+            server = closing.enter_context(Scripted(lambda asked, _: "no" if "Criterion:" in asked else "3"))
+            options = {**JUDGED[request.param], "url": server.url, "model": "m"}
+        yield closing.enter_context(VerifierPool(request.param, options=options, num_workers=1, seed=7))
 
 
 @pytest.fixture
