@@ -272,9 +272,9 @@ def _monitor_contradictions(c: Config) -> Iterator[str]:
             f"monitor.verifier = {monitor.verifier!r} is the verifier that pays, which it is to be held "
             "against; name another"
         )
-    if monitor.max_kl is not None and not c.algorithm.kl_coef:
+    if monitor.max_kl is not None and not algorithm_settings.holds_reference(c.algorithm):
         yield (
-            f"monitor.max_kl = {monitor.max_kl:g} needs a reference, which only algorithm.kl_coef > 0 keeps; "
+            f"monitor.max_kl = {monitor.max_kl:g} needs a reference, as algorithm.kl_coef > 0 keeps one; "
             "remove it or set that"
         )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from verigrad.engine import monitor_signs, tripped
+from verigrad.engine.algorithm_settings import holds_reference
 from verigrad.engine.config import Config
 from verigrad.engine.monitor_signs import Seen
 from verigrad.engine.run import Run
@@ -61,7 +62,7 @@ class Monitor:
         """`runs_code`: whether the verifier that pays runs the attempts; `second` is monitor.verifier's."""
         self.limits, self.seed, self.run, self.second = cfg.monitor, cfg.train.seed, run, second
         self.runs_code = runs_code
-        self.has_reference = cfg.algorithm.kl_coef > 0
+        self.has_reference = holds_reference(cfg.algorithm)
         self.trip: Trip | None = None
         self._drawn: dict[int, list[int]] = {}
         self._pending: list[Pending] | None = None

@@ -74,14 +74,14 @@ def test_a_hole_that_is_learned_pauses_the_run(paused):
     assert status == 1, printed
     line = printed.strip().splitlines()[-1]
     assert line.startswith("verigrad: paused: proxy_gap")
-    assert "above monitor.max_proxy_gap = 0.25" in line
+    assert "above monitor.max_proxy_gap = 0.3" in line
     last = steps(folder)[-1]
     assert last < 12
     assert f"saved after step {last}" in line
     assert checkpoints(folder)[-1] == checkpoint.name_of(last)
     metrics = rows(folder / "run" / "metrics.jsonl")
     assert metrics[-1]["reward"] > 0.7 > metrics[0]["reward"]
-    assert [row["monitor/proxy_gap"] > 0.25 for row in metrics[-3:]] == [False, True, True]  # patience = 2
+    assert [row["monitor/proxy_gap"] > 0.3 for row in metrics[-3:]] == [False, True, True]  # patience = 2
 
 
 def test_the_guilty_rollouts_are_those_that_went_through_the_hole(paused):
@@ -120,9 +120,9 @@ def test_the_same_command_says_why_and_a_changed_setting_goes_on(paused, tmp_pat
 def test_with_the_limit_barely_raised_it_trips_again_at_once(paused, tmp_path):
     folder = shutil.copytree(paused[0], tmp_path / "copy")
     before = steps(folder)
-    status, printed = train(folder, "monitor.max_proxy_gap=0.26")
+    status, printed = train(folder, "monitor.max_proxy_gap=0.31")
     assert (status, steps(folder)) == (1, [*before, before[-1] + 1]), printed
-    assert "above monitor.max_proxy_gap = 0.26" in printed
+    assert "above monitor.max_proxy_gap = 0.31" in printed
 
 
 def test_a_rollback_leaves_the_checkpoint_from_before(rolled_back, paused, tmp_path):
