@@ -6,7 +6,7 @@ from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.run import Run
 from verigrad.engine.screen import Screen
 from verigrad.verifiers.audit import Audited, Limits, audit
-from verigrad.verifiers.audit_gold import is_control
+from verigrad.verifiers.audit_gold import parts_of
 from verigrad.verifiers.audit_report import Report
 from verigrad.verifiers.binding import LoadedVerifier
 
@@ -81,6 +81,9 @@ def in_one_line(report: Report) -> str:
 
 def note_control(loaded: LoadedVerifier, run: Run) -> bool:
     """Say on the screen and in the log that this run is a control; whether it is."""
-    if control := is_control(loaded):
+    controls = [part.policy.control for part in parts_of(loaded)]
+    if all(controls):
         run.note(f"CONTROL: {loaded.name} pays whatever is answered; nothing this run learns is the task")
-    return control
+    elif any(controls):
+        run.note(f"a part of what {loaded.name} pays is drawn at random, whatever is answered")
+    return all(controls)

@@ -1,14 +1,16 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.tiny import write_recipe
 from verigrad.engine import audit, audit_tables, cli, config, data
-from verigrad.engine.quick_audit import VerifierRefused
+from verigrad.engine.quick_audit import VerifierRefused, note_control
 from verigrad.engine.screen import Screen
 from verigrad.engine.settings import DataConfig
 from verigrad.sandboxes.conformance import CheckResult
+from verigrad.verifiers import registry
 
 MINE = '''\
 from verigrad.verifiers.base import verifier
@@ -256,6 +258,15 @@ def test_a_control_runs_and_labels_its_run(task):
     assert "CONTROL: random pays whatever is answered" in shown
     assert "CONTROL" in (run / "log.txt").read_text()
     assert shown.rindex("CONTROL") > shown.rindex("what was trained") - 400  # in the summary, too
+
+
+def test_noise_upon_a_reward_that_knows_something_makes_no_control():
+    noise = {"verifier": "random", "weight": 0.3}
+    noted = []
+    run = SimpleNamespace(note=noted.append)
+    both = registry.load("combine", {"parts": {"truth": {"verifier": "math_answer"}, "noise": noise}})
+    assert not note_control(both, run)
+    assert noted == ["a part of what combine pays is drawn at random, whatever is answered"]
 
 
 ENVIRONMENT = """
