@@ -318,3 +318,14 @@ def test_intervals_take_prompts_as_units():
     assert row["accuracy"] == pytest.approx((1 + 0 + 1) / 3)
     row = prefer.interval("loss", values, [7, 7, 8, 9])
     assert row["loss"] == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_the_recipes_run(tmp_path, name):
+    small = ["policy.options={num_steps = 3, batch_size = 4}", "data.options.num=100", "data.num_eval=10"]
+    arguments = ["prefer", name, *small, "train.num_steps=2"]
+    status, printed = Forked(*arguments, folder=tmp_path).wait(120)
+    assert status == 0, printed
+    evals = rows(tmp_path / "runs" / name / "eval.jsonl")
+    assert [row["step"] for row in evals] == [0, 2]
+    assert evals[-1]["loss"] < evals[0]["loss"]
