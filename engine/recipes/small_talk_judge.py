@@ -27,7 +27,15 @@ from verigrad.engine.recipes.small_talk_judged import (
     shown_prompts,
     worth_by,
 )
-from verigrad.engine.recipes.warm_start import PAD, SPECIAL, WordAlphabet, new_optimizers, seeded_torch
+from verigrad.engine.recipes.warm_start import (
+    BOS,
+    EOS,
+    PAD,
+    SPECIAL,
+    WordAlphabet,
+    new_optimizers,
+    seeded_torch,
+)
 from verigrad.verifiers import judge_prompts
 from verigrad.verifiers.judge_base import Question
 
@@ -43,6 +51,7 @@ PIECE = r"[A-Za-z]+|[0-9]{2}|\S"
 DIVIDER = re.compile(r"#\d{6} (.*)")
 MOST, BINS = 8, 10  # counts of faults are told up to 7, worths in tenths
 SLICE = 16  # sequences padded to one length
+THINGS = tuple(PROPERTIES)
 NONE = -100  # a label that is not learned
 Progress = Callable[[str, float], None]
 
@@ -88,9 +97,9 @@ class Lesson:
     fault: list[int]  # [L] 0 no fault, 1 wrong property, 2 rude, 3 padding
     place: list[int]  # [L] 0 the only answer, 1 the first, 2 the second
     counts: list[list[int]]  # [L, 3] faults of each kind in this answer so far
-    worths: list[
-        list[int]
-    ]  # [L, 12] from the end on: worth of each answer by each principle; which is better
+    before: list[int]  # [L] in the request: which thing stands before this one
+    coming: list[int]  # [L] in an answer: which thing of the request comes after the one told last
+    worths: list[list[int]]  # [L, 12] from the end on: each answer's worth by each principle; the better
 
 
 def lesson(alphabet: WordAlphabet, question: Question, reply: str | None) -> Lesson:
@@ -103,6 +112,8 @@ def lesson(alphabet: WordAlphabet, question: Question, reply: str | None) -> Les
         fault=[NONE] * len(ids),
         place=[NONE] * len(ids),
         counts=[[NONE] * 3 for _ in ids],
+        before=[NONE] * len(ids),
+        coming=[NONE] * len(ids),
         worths=[[NONE] * 12 for _ in ids],
     )
     at, title, request, worths = 1, "", "", list[list[float]]()
@@ -112,11 +123,14 @@ def lesson(alphabet: WordAlphabet, question: Question, reply: str | None) -> Les
             title = divider[1]
         elif title == "request":
             request = line
+            label_request(made, request, at)
         elif title.startswith("answer"):
             worths += label_answer(made, line, request, at, title, alone=reply is None)
         at += length
         if title == "end":
             break
+    if reply is not None and question.kind == "revision":
+        label_coming(made, reply, request, num_prompt)
     if title == "end" and worths and all(worths):
         for place in range(at - 1, len(ids)):
             made.worths[place] = worth_labels(worths)
@@ -131,6 +145,7 @@ def label_answer(
         worth = [worth_by(line, request, principle) for principle in PRINCIPLES]
     except AssertionError:
         return [[]]
+    label_coming(made, line, request, at)
     counts, thing = [0, 0, 0], ""
     for place, word in enumerate(line.split(), at):
         thing = word if word in PROPERTIES else thing
@@ -143,6 +158,23 @@ def label_answer(
         if alone:
             made.said[place] = made.ids[place]
     return [worth]
+
+
+def label_request(made: Lesson, request: str, at: int) -> None:
+    """Of each thing asked for, which stands before it."""
+    things = request.split()[1:]
+    for place in range(len(things)):
+        at_thing = at + 2 + place  # "tell", ":" and a token for each thing
+        made.before[at_thing] = THINGS.index(things[place - 1]) if place else len(THINGS)
+
+
+def label_coming(made: Lesson, answer: str, request: str, at: int) -> None:
+    """At each word of an answer, the thing asked for after the one told last; the first before any is."""
+    things, told = request.split()[1:], 0
+    for place, word in enumerate(answer.split(), at):
+        if word in things:
+            told = things.index(word) + 1
+        made.coming[place] = THINGS.index(things[told]) if told < len(things) else len(THINGS)
 
 
 def worth_labels(worths: Sequence[Sequence[float]]) -> list[int]:
@@ -161,6 +193,7 @@ class Heads(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.fault, self.place = nn.Linear(hidden_size, 4), nn.Linear(hidden_size, 3)
+        self.before, self.coming = nn.Linear(hidden_size, 17), nn.Linear(hidden_size, 17)
         self.counts, self.worths = nn.Linear(hidden_size, 3 * MOST), nn.Linear(hidden_size, 8 * BINS + 12)
 
     def loss(self, layers: Sequence[Tensor], lessons: Sequence[Lesson]) -> Tensor:
@@ -177,6 +210,8 @@ class Heads(nn.Module):
             told[..., 8 * BINS :].unflatten(-1, (4, 3)),
         )
         parts = [
+            (self.before(layers[1]), labels([each.before for each in lessons], NONE)),
+            (self.coming(layers[2]), labels([each.coming for each in lessons], NONE)),
             (self.fault(layers[1]), labels([each.fault for each in lessons], NONE)),
             (self.place(layers[1]), labels([each.place for each in lessons], NONE)),
             (
@@ -209,9 +244,8 @@ def model(
 ) -> None:
     """Write a judge that has learned to read in so many steps, and to judge in so many more."""
     alphabet = new_alphabet()
-    heads_of_attention = hidden_size // 32
     with seeded_torch(seed):
-        policy = alphabet.llama(hidden_size, 4, num_heads=heads_of_attention, num_kv_heads=heads_of_attention)
+        policy = new_model(alphabet, hidden_size)
         heads = Heads(hidden_size)
         optimizers = [*new_optimizers(policy), torch.optim.AdamW(heads.parameters(), weight_decay=0.0)]
         rng = random.Random(f"small talk judge {seed}")
@@ -234,6 +268,28 @@ def model(
                 progress(f"judge {step + 1}/{total}, loss {loss:.2f}", (step + 1) / total)
     policy.save_pretrained(folder)
     alphabet.tokenizer().save_pretrained(folder)
+
+
+def new_model(alphabet: WordAlphabet, hidden_size: int) -> Any:
+    """An untrained Llama of four layers, with four heads of 32 dimensions however small it is."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(alphabet.tokens),
+            hidden_size=hidden_size,
+            intermediate_size=2 * hidden_size,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=alphabet.positions,
+            tie_word_embeddings=False,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+            pad_token_id=PAD,
+        )
+    )
 
 
 def unasked(rng: random.Random) -> Any:

@@ -6,6 +6,7 @@ texts try to give orders, and gain nothing by it. small_talk_judge.py teaches a 
 """
 
 import itertools
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -182,3 +183,18 @@ def mended(answer: str, prompt: str, principle: str) -> str:
     for thing, quality in reading.said:
         told.setdefault(thing, quality)
     return " ".join(f"the {thing} is {quality} ." for thing, quality in told.items())
+
+
+# Controls --------------------------------------------------------------------------------------------------
+
+
+def coin(*, seed: int, path: str) -> list[dict[str, str]]:
+    """The pairs of a labels.jsonl with chosen and rejected drawn by a coin: learning without a judge."""
+    rng = random.Random(f"small talk coin {seed}")
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    drawn = []
+    for row in rows:
+        one, other = sorted((row["chosen"], row["rejected"]))
+        chosen, rejected = (one, other) if rng.random() < 0.5 else (other, one)
+        drawn.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected})
+    return drawn
