@@ -112,6 +112,22 @@ def test_the_best_of_all_are_kept_and_equal_ones_in_the_order_of_their_seeds(enc
     assert [row["reward"] for row in chunk.rows] == [0.95, 0.9]
 
 
+def test_all_different_answers_are_kept_for_somebody_to_label(encoder):
+    several = group(
+        (said("2"), Verdict.right()),
+        (said("3"), Verdict.wrong()),
+        (said("3"), Verdict.wrong()),
+        (said("4"), Verdict.undecided("crashed")),
+        (said(" "), Verdict.wrong()),
+        (said("5", finish="length"), Verdict.wrong()),
+    )
+    chunk = keep(cfg(keep="all"), encoder, [several])
+    assert [(row["completion"], row["reward"], row["truncated"]) for row in chunk.rows] == [
+        ("2", 1.0, False), ("3", 0.0, False), ("4", None, False), ("5", 0.0, True),
+    ]  # fmt: skip
+    assert chunk.counts["accepted"] == 1
+
+
 def test_the_undecided_are_in_no_share_of_the_decided(encoder):
     several = group(
         (said("2"), Verdict.right()),
