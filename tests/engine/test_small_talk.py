@@ -1,6 +1,7 @@
 """Small talk: what an answer is worth, by hand; makers that repeat themselves; sides that never meet."""
 
 import itertools
+import json
 import random
 from collections import Counter
 from statistics import mean
@@ -8,8 +9,9 @@ from statistics import mean
 import pytest
 from transformers import AutoTokenizer
 
-from verigrad.engine import makers
-from verigrad.engine.config import ConfigError
+from tests.tiny import Forked
+from verigrad.engine import makers, stage_recipe
+from verigrad.engine.config import ConfigError, find_recipe
 from verigrad.engine.recipes import small_talk
 from verigrad.engine.recipes.small_talk_gold import PROPERTIES, asked, perfect
 from verigrad.verifiers.base import Attempt
@@ -236,3 +238,31 @@ def test_every_word_of_the_language_is_one_token():
         ids, num_prompt = alphabet.demonstration(row["prompt"], row["completion"])
         assert num_prompt == 1 + len(row["prompt"].split()) <= 16
         assert len(ids) - num_prompt <= 48
+
+
+def test_the_pipeline_is_three_stages_each_on_what_the_one_before_left():
+    assert len(find_recipe("tulu_style").read_text().splitlines()) <= 40
+    recipe = stage_recipe.load("tulu_style")
+    assert [stage.cfg.verb for stage in recipe.stages] == ["sft", "prefer", "train"]
+    assert [stage.cfg.policy.model for stage in recipe.stages[1:]] == [
+        stage.result for stage in recipe.stages[:2]
+    ]
+    for stage in recipe.stages:
+        data = stage.cfg.data
+        sources = [data.path, *(one.path for one in (*data.mix.values(), *data.evals.values()))]
+        assert all(callable(getattr(small_talk, path.partition(":")[2])) for path in sources)
+
+
+@pytest.mark.slow
+def test_the_pipeline_runs_and_its_control_too(tmp_path):
+    small = (
+        "policy.options={num_steps = 2}", "train.num_steps=2", "eval.every=2", "run.folder=run",
+        "shown.optim.warmup_steps=0", "rewarded.rollout.groups_per_step=2", "rewarded.eval.num_samples=1",
+        "rewarded.data.evals.held_out.num=4", "rollout.backend=transformers",
+        "preferred.data.options={num = 80, noise = 0.5}", "rewarded.verifier.name=random",
+    )  # fmt: skip
+    status, printed = Forked("train", "tulu_style", *small, folder=tmp_path).wait(timeout=400)
+    assert status == 0, printed
+    assert (tmp_path / "run" / "3_rewarded" / "checkpoints" / "step_000002").is_dir()
+    rows = (tmp_path / "run" / "1_shown" / "eval.jsonl").read_text().splitlines()
+    assert {json.loads(row)["data"] for row in rows} == {"held_out", "careful"}
