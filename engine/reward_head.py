@@ -18,6 +18,7 @@ from transformers.utils import logging
 from verigrad.engine.config import ConfigError
 from verigrad.engine.packed_attention import NAME as PACKED
 from verigrad.engine.packed_attention import runs_of
+from verigrad.engine.reward_card import Card
 from verigrad.engine.reward_text import TextBatch
 
 HEADS = ("score", "classifier")
@@ -73,6 +74,17 @@ def head_of(model: Any) -> nn.Linear:
         if isinstance(head := getattr(model, name, None), nn.Linear):
             return head
     raise ConfigError(f"{type(model).__name__} has no linear reward head; use another kind of model")
+
+
+def longest_text(model: Any, card: Card) -> int:
+    """Tokens of the longest text it reads, by the card's limit and the model's positions; 0 is unknown."""
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
+    positions = getattr(config, "max_position_embeddings", None)
+    known = [card.max_length] if card.max_length else []
+    if isinstance(positions, int) and "factor" not in rope:
+        known.append(positions)
+    return min(known, default=0)
 
 
 def choose_pad(model: Any, tokenizer: Any, end: int | None) -> int | None:

@@ -14,7 +14,7 @@ from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.optim import build_optimizer, learning_rate
 from verigrad.engine.reward_card import Card
 from verigrad.engine.reward_data import Comparison, LabelledSteps
-from verigrad.engine.reward_head import HEADS, open_model, outputs
+from verigrad.engine.reward_head import HEADS, choose_pad, open_model, outputs
 from verigrad.engine.reward_loss import bradley_terry, centring, plackett_luce, step_cross_entropy
 from verigrad.engine.reward_model import ProcessRewardModel, Reader, RewardModel
 from verigrad.engine.reward_text import TextBatch, lay_out
@@ -44,6 +44,7 @@ class Member:
         model = open_model(
             folder, steps=self.is_steps, seed=seed, trust_remote_code=cfg.policy.trust_remote_code
         )
+        choose_pad(model, tokenizer, card.eos_id)
         if self.adapted:
             attach(model, cfg, seed=seed)
         if cfg.policy.gradient_checkpointing:

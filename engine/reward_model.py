@@ -7,6 +7,7 @@
 The three kinds share `judge` and `score`; none of them needs the trainer.
 """
 
+import dataclasses
 import hashlib
 import math
 import statistics
@@ -22,7 +23,7 @@ from verigrad.engine import makers, model_files, reward_card
 from verigrad.engine.config import ConfigError
 from verigrad.engine.failures import WorkError
 from verigrad.engine.reward_card import Card
-from verigrad.engine.reward_head import choose_pad, open_model, outputs
+from verigrad.engine.reward_head import longest_text, open_model, outputs
 from verigrad.engine.reward_text import Prompt, Text, TextEncoder, lay_out, split_steps
 from verigrad.engine.rows import BadRow
 
@@ -68,9 +69,9 @@ class _Model:
     """What both kinds of single model share."""
 
     def __init__(self, model: Any, tokenizer: Any, card: Card, reader: Reader) -> None:
-        self.model, self.tokenizer, self.card, self.reader = model, tokenizer, card, reader
-        eos = tokenizer.eos_token_id if card.eos_id is None else card.eos_id
-        self.encoder = TextEncoder(tokenizer, card, pad_id=choose_pad(model, tokenizer, eos))
+        self.model, self.tokenizer, self.reader = model, tokenizer, reader
+        self.card = dataclasses.replace(card, max_length=longest_text(model, card))
+        self.encoder = TextEncoder(tokenizer, self.card, pad_id=model.config.get_text_config().pad_token_id)
         self.fingerprint = ""
 
     @property
@@ -106,8 +107,10 @@ class _Model:
         for prompt, response in zip(prompts, responses, strict=True):
             try:
                 texts.append(self._encode(prompt, response))
-            except (BadRow, ConfigError) as error:
+            except BadRow as error:
                 texts.append(Scored(None, reason=f"the answer {error}"))
+            except ConfigError as error:
+                texts.append(Scored(None, reason=str(error)))
         read = iter(self.read([text for text in texts if isinstance(text, Text)]))
         return [self._scored(next(read)) if isinstance(text, Text) else text for text in texts]
 

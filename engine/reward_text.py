@@ -43,8 +43,7 @@ class TextEncoder:
     def __init__(self, tokenizer: Any, card: Card, *, pad_id: int | None) -> None:
         self.prompter = Prompter(tokenizer, PromptsConfig(**card.prompts))
         self.card, self.pad_id = card, pad_id
-        own = tokenizer.eos_token_id if card.eos_id is None else card.eos_id
-        self.end = [] if own is None else [int(own)]
+        self.end = self._end() if card.eos_id is None else [card.eos_id]
 
     def answer(self, prompt: Prompt, response: str) -> Text:
         """Prompt, answer and end token; BadRow where that is too long.
@@ -67,6 +66,16 @@ class TextEncoder:
         if len(set(reads)) < len(reads):
             raise BadRow("has a step without a token in this model's vocabulary")
         return self._checked(Text([*ids, *self.end], reads, len(ids) - num_asked))
+
+    def _end(self) -> list[int]:
+        """What follows an answer where the card does not say: what the chat template writes, or EOS."""
+        tokenizer, mark = self.prompter.tokenizer, "here is the answer"
+        if self.prompter.uses_chat:
+            turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
+            whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
+            if mark in whole:
+                return list(tokenizer.encode(whole.rpartition(mark)[2], add_special_tokens=False))
+        return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
 
     def _asked(self, prompt: Prompt) -> list[int]:
         problem = prompt if isinstance(prompt, Problem) else Problem("of a row", prompt)

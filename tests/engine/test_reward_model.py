@@ -12,7 +12,7 @@ from verigrad.engine import reward_model
 from verigrad.engine.config import ConfigError
 from verigrad.engine.failures import WorkError
 from verigrad.engine.reward_card import AUDIT, Card
-from verigrad.engine.reward_head import choose_pad, open_model
+from verigrad.engine.reward_head import choose_pad, longest_text, open_model
 from verigrad.engine.reward_text import pieces, split_steps
 from verigrad.verifiers.base import Problem
 
@@ -192,6 +192,33 @@ def test_padding_is_never_the_token_that_ends_an_answer():
     tokenizer.unk_token = None
     assert choose_pad(model, tokenizer, 1) == 2  # the one that begins texts
     assert (model.config.pad_token_id, tokenizer.pad_token) == (2, "<bos>")
+
+
+def test_other_peoples_models_are_read_where_transformers_reads_them(tmp_path):
+    """Where padding is what ends answers, at the token before it; with a template, after what it writes."""
+    write_model(tmp_path)
+    (tmp_path / "reward.json").unlink()
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "pad_token_id": 1}))
+    model = reward_model.load(tmp_path)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    with torch.no_grad():
+        ids = tokenizer("1+1=22<eos>", return_tensors="pt")["input_ids"]
+        assert model.score(["1+1="], ["22"])[0] == pytest.approx(theirs(ids).logits.item(), abs=1e-4)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'][0] }}={{ m['content'] }}<eos>/{% endfor %}"
+        "{% if add_generation_prompt %}a={% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    text = reward_model.load(tmp_path).encoder.answer("1+1", "2")
+    assert text.token_ids == tokenizer("u=1+1<eos>/a=2<eos>/")["input_ids"]
+
+
+def test_a_text_is_never_longer_than_the_models_positions(single):
+    assert reward_model.load(single).card.max_length == 64
+    model = reward_model.load(single)
+    assert longest_text(model.model, Card(max_length=9999)) == longest_text(model.model, Card()) == 512
 
 
 def test_heads_come_from_their_seed():
