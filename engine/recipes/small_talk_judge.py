@@ -260,9 +260,7 @@ def model(
                 done = (step - num_reading_steps) / num_steps
                 lessons = [lesson(alphabet, *next(whole)) for _ in range(32)]
             loss = backward(policy, heads, lessons, guided=1.0 if reading else 1 - done)
-            rate = (lr if reading else 0.75 * lr) * min(
-                1.0, (step % num_reading_steps + 1) / 20 if reading else 1.0
-            )
+            rate = lr * min(1.0, (step + 1) / 20) if reading else 0.75 * lr
             update(optimizers, [*policy.parameters(), *heads.parameters()], rate * max(0.02, 1 - done))
             if step % 20 == 19 or step + 1 == total:
                 progress(f"judge {step + 1}/{total}, loss {loss:.2f}", (step + 1) / total)
