@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from tests.engine import tiny_rewards
@@ -251,6 +254,46 @@ def test_a_model_that_may_not_be_used_is_refused_in_one_line(tmp_path, rewards, 
     assert "no reward model" in refused("reward_model", model="./nowhere")
     with pytest.raises(ServiceRefused, match=r"^[^\n]*nowhere[^\n]*$"):  # and by the process itself
         VerifierPool("reward_model", options={"model": "./nowhere"}, num_workers=1)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_the_process_with_its_rewards_is_killed(tmp_path, rewards):
+    talk = "verigrad.engine.recipes.small_talk"
+    (tmp_path / "rl.toml").write_text(f"""
+train.num_steps = 6
+eval.every = 0
+policy = {{model = "{talk}:model", options = {{num_steps = 5}}}}
+data = {{path = "{talk}:prompts", options = {{num = 64}}, num_eval = 0}}
+[rollout]
+backend = "transformers"
+groups_per_step = 4
+group_size = 4
+max_prompt_tokens = 16
+max_tokens = 24
+[verifier]
+name = "reward_model"
+options = {{model = "{rewards}"}}
+audit = "off"
+max_undecided_frac = 1.0
+""")
+    command = [sys.executable, "-m", "verigrad.engine.cli", "train", "rl.toml"]
+    run = psutil.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "runs" / "rl" / "metrics.jsonl"
+    ends = time.monotonic() + 300
+    while run.poll() is None and not (metrics.is_file() and metrics.read_text().count("\n") >= 2):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    services = [
+        one for one in run.children(recursive=True) if "verigrad.engine.reward_service" in one.cmdline()
+    ]
+    for one in services:
+        one.kill()
+    assert services
+    assert run.wait(300) == 0
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert len(rows) == 6
+    assert rows[-1]["undecided_frac"] == 0
+    assert not any(one.is_running() for one in services)
 
 
 # Audit -----------------------------------------------------------------------------------------------------
