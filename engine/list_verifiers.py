@@ -1,6 +1,7 @@
 """`verigrad verifiers`: every verifier with a name, where it comes from, and how it runs."""
 
 import argparse
+import inspect
 import json
 from typing import Any
 
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
         table.add_column(heading, overflow="fold", no_wrap=heading in ("name", "runs"))
     for row in rows:
         what = f"cannot be loaded: {row['error']}" if row["error"] else row["doc"]
+        if row["error"] and row["doc"]:
+            what = f"{row['doc']} Needs options."
         table.add_row(row["name"], row["from"], row["runs"] or "-", what)
     console = Console()
     if not console.is_terminal:
@@ -55,6 +58,10 @@ def describe(name: str, source: str) -> dict[str, Any]:
         lines = str(error).strip().splitlines()
         said = lines[-1] if lines else ""
         row["error"] = said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
+        if (
+            isinstance(error, ValueError) and name in registry.BUILTIN
+        ):  # one that says nothing without options
+            row["doc"] = (inspect.getdoc(registry.find(registry.BUILTIN[name])) or "").partition("\n")[0]
         return row
     policy = loaded.policy
     row.update(runs=policy.runs, deadline_s=policy.deadline_s, version=policy.version, doc=loaded.doc)
