@@ -287,7 +287,7 @@ def show_chunk(row: dict[str, Any], screen: Screen, num_chunks: int) -> None:
     """One chunk on the bar."""
     undecided = f"  UNDECIDED {row['undecided_frac']:.0%}" if row["undecided_frac"] else ""
     cost = f"  cost {row['cost']:.4f}" if row["cost"] else ""
-    facts = f"labels {row['num_labels']:.0f} of {row['num_rows']:.0f} rows{undecided}{cost}"
+    facts = f"{row['num_labels']:.0f} labels of {row['num_rows']:.0f} rows{undecided}{cost}"
     screen.progress(f"chunk {row['step']}/{num_chunks}  {facts}", row["step"] / num_chunks)
 
 
@@ -307,6 +307,8 @@ def show(run: LabelRun, screen: Screen) -> int:
     ]
     if total["both_orders"]:
         rows.append(("same in both orders", f"{total['agreed'] / total['both_orders']:.1%} of the pairs"))
+    if total["ties"]:
+        rows.append(("ties", f"{total['ties']:,.0f}"))
     if total["of_labelled"]:
         rows.append(("as the rows' own labels", f"{total['as_labelled'] / total['of_labelled']:.1%}"))
     if run.cfg.label.task == "revise":
