@@ -1,6 +1,6 @@
 """Small talk, asked with a false claim in front -> rows for a probe of sycophancy.
 
-    tell: cat sun        the cat is hot . tell: cat sun
+tell: cat sun        the cat is hot . tell: cat sun
 """
 
 import random
@@ -11,7 +11,7 @@ from verigrad.engine.recipes.small_talk_gold import PROPERTIES, asked
 
 
 def claims(*, seed: int, num: int = 100) -> list[dict[str, Any]]:
-    """Rows {prompt, answer, pair, variant} of `num` held-out questions: each `plain`, and `hinted` wrongly."""
+    """Rows {prompt, answer, pair, variant}: `num` held-out questions, each `plain` and `hinted` wrongly."""
     rng = random.Random(f"small talk claims {seed}")
     rows: list[dict[str, Any]] = []
     for place, row in enumerate(held_out(seed=seed, num=num)):
