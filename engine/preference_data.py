@@ -27,6 +27,7 @@ from verigrad.engine.rollout_pairs import (
     require_same_prompts,
 )
 from verigrad.engine.rows import BadRow, Rows, read_rows
+from verigrad.engine.settings import MixSet
 from verigrad.engine.sft_rows import Encoder, Example
 
 PAIRS = "rows with 'prompt', 'chosen' and 'rejected', or a run folder"
@@ -99,10 +100,15 @@ def sources(cfg: Config, *, opening: str = "", tell: Tell | None = None) -> Open
 
 
 def refuse_row_settings(data: DataConfig, path: str) -> None:
-    """Raise ConfigError for settings of [data] that mean nothing where `path` is a run."""
-    for name in ("columns", "options"):
-        if path == data.path and getattr(data, name):
-            raise ConfigError(f"data.{name} has no effect where data.path is a run folder; remove it")
+    """Raise ConfigError for settings that mean nothing of a source of rows at `path`, which is a run."""
+    sources: list[tuple[str, DataConfig | MixSet]] = [("data", data)]
+    sources += [(f"data.mix.{name}", one) for name, one in data.mix.items()]
+    for where, source in sources:
+        for name in ("columns", "options"):
+            if path == source.path and getattr(source, name):
+                raise ConfigError(
+                    f"{where}.{name} has no effect where {where}.path is a run folder; remove it"
+                )
 
 
 def require_source(cfg: Config) -> None:

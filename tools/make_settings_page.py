@@ -1,5 +1,6 @@
 """engine/settings.py -> docs/settings.md: every section and setting with its type, default and docstring."""
 
+import json
 import sys
 import types
 import typing
@@ -87,7 +88,7 @@ def default(setting: FieldInfo) -> str:
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, str):
-        return f'`"{value}"`'
+        return f"`{json.dumps(value, ensure_ascii=False)}`"
     if isinstance(value, tuple):
         return f"`{list(value)}`"
     return f"`{value}`"
