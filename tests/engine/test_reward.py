@@ -263,9 +263,10 @@ def test_rankings_margins_and_annotators(fresh):
 
 def test_categories_of_a_benchmark_file(fresh):
     bench = [
-        {"prompt": f"{a}+9=", "chosen": str(a + 9), "rejected": "0?", "subset": "sums"} for a in range(4)
+        {"prompt": f"{a}+9=", "chosen": str(a + 9), "rejected": "0????????", "subset": "sums"}
+        for a in range(4)
     ] + [
-        {"prompt": f"{a}+8=", "chosen": ["1"], "rejected": ["2?", "3?", "4?"], "subset": "best"}
+        {"prompt": f"{a}+8=", "chosen": ["1"], "rejected": [f"{k}????????" for k in "234"], "subset": "best"}
         for a in range(3)
     ]
     write_lines(fresh / "bench.jsonl", bench)
