@@ -132,11 +132,12 @@ class _Asked:
     problem: Problem
     right: list[tuple[int, str]] = field(default_factory=list)  # heap of (-hash, text)
     wrong: list[tuple[int, str]] = field(default_factory=list)
+    judged: tuple[set[int], set[int]] = field(default_factory=lambda: (set(), set()))  # hashes: wrong, right
 
-    def add(self, text: str, *, good: bool, seed: int, most: int) -> None:
+    def add(self, text: str, number: int, *, good: bool, most: int) -> None:
         """Take an answer up, unless it is there already or `most` have smaller hashes."""
         heap = self.right if good else self.wrong
-        entry = (-digest([seed, self.problem.id, text]), text)
+        entry = (-number, text)
         if entry in heap:
             return
         heapq.heappush(heap, entry)
@@ -144,16 +145,23 @@ class _Asked:
             heapq.heappop(heap)
 
     def answers(self) -> tuple[list[str], list[str]]:
-        """(right, wrong) texts, smallest hash first; one judged both ways is neither."""
-        both = {text for _, text in self.right} & {text for _, text in self.wrong}
-        right, wrong = (
-            [text for _, text in sorted(heap, reverse=True) if text not in both]
-            for heap in (self.right, self.wrong)
-        )
+        """(right, wrong) texts, smallest hash first."""
+        right, wrong = ([text for _, text in sorted(heap, reverse=True)] for heap in (self.right, self.wrong))
         return right, wrong
 
 
 def _collect(path: str, *, most: int, seed: int, opening: str) -> tuple[list[_Asked], Counter[str]]:
+    """Every problem with what is kept of it, and what was left out; an answer judged both ways is neither."""
+    doubtful: set[int] = set()
+    found = _gather(path, doubtful, most=most, seed=seed, opening=opening)
+    for one in found[0]:
+        doubtful |= one.judged[0] & one.judged[1]
+    return _gather(path, doubtful, most=most, seed=seed, opening=opening) if doubtful else found
+
+
+def _gather(
+    path: str, doubtful: set[int], *, most: int, seed: int, opening: str
+) -> tuple[list[_Asked], Counter[str]]:
     problems: dict[str, _Asked] = {}
     counts: Counter[str] = Counter()
     for file in files_of(path):
@@ -164,7 +172,11 @@ def _collect(path: str, *, most: int, seed: int, opening: str) -> tuple[list[_As
                 continue
             key = canonical([one.problem.id, one.problem.prompt])
             asked = problems.setdefault(key, _Asked(one.problem))
-            asked.add(text, good=one.verdict.outcome == "right", seed=seed, most=most)
+            number = digest([seed, one.problem.id, text])
+            good = one.verdict.outcome == "right"
+            asked.judged[good].add(number)
+            if number not in doubtful:
+                asked.add(text, number, good=good, most=most)
     return list(problems.values()), counts
 
 

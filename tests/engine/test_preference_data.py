@@ -296,6 +296,14 @@ def test_at_most_so_many_pairs_of_a_problem_and_the_same_each_time(run, most):
     assert max(used.values()) - min(used.values()) <= 1
 
 
+@pytest.mark.parametrize("number", range(5))
+def test_an_answer_judged_both_ways_is_neither_also_where_few_are_kept(tmp_path, number):
+    text = f"both {number}"
+    answers = [(f"r{k}", RIGHT) for k in range(20)] + [(text, RIGHT), (text, WRONG)]
+    recorded(tmp_path, 1, {"a=": answers})
+    assert all(row["completion"] != text for row in answers_of_run(str(tmp_path), most=2, seed=0).table)
+
+
 def test_single_answers_need_not_come_in_both_kinds(run):
     rows = answers_of_run(str(run / "rollouts" / "*.parquet"), most=5, seed=0)
     found = {(row["prompt"], row["completion"], row["label"]) for row in rows.table}
