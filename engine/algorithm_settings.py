@@ -11,6 +11,7 @@ PART_SETTINGS = {name for part in ADVANTAGES.values() for name in part.settings}
     name for part in LOSSES.values() for name in part.settings
 }
 KL_DEFAULT = {"loss": "k3_ratio", "reward": "k1"}
+ONE_SIDED = ("top_two",)  # advantages that are never negative
 KL_IN_REWARD = ("k1", "k2", "k3", "abs")
 REJECT_BOUNDS = {"k1": (0.5, 2.0), "k2": (None, 0.1), "k3": (None, 0.1)}
 
@@ -145,6 +146,11 @@ def _pairs(c: Config) -> Iterator[str]:
         yield (
             f"loss {loss!r} pairs a group's rollouts by the sign of their advantages, and advantage "
             f"{advantage!r} has no group to compare with; take 'best_worst' or 'group_mean'"
+        )
+    if advantage in ONE_SIDED:
+        yield (
+            f"loss {loss!r} pairs rollouts of positive advantage with those of negative, and advantage "
+            f"{advantage!r} is never negative, so there would be no pairs; take 'best_worst' or 'group_mean'"
         )
     parts_left_out = {
         "reject": a.reject != "none",

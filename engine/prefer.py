@@ -198,10 +198,11 @@ def interval(name: str, values: Tensor, prompts: Sequence[int]) -> Row:
 def summary(evals: Sequence[Row], metrics: Sequence[Row]) -> list[tuple[str, str]]:
     """The table at the end."""
     rows: list[tuple[str, str]] = []
-    if evals:
-        before, after = evals[0], evals[-1]
+    for data in dict.fromkeys(row["data"] for row in evals):
+        of_set = [row for row in evals if row["data"] == data]
+        before, after = of_set[0], of_set[-1]
         for name in ("accuracy", "loss"):
-            title = f"{after['data']} {name}"
+            title = f"{data} {name}"
             if before["step"] != after["step"]:
                 rows.append((f"{title} before", _shown(before, name)))
             rows.append((f"{title} after", f"{_shown(after, name)}  on {after['num_examples']} examples"))

@@ -220,6 +220,7 @@ def refused(**algorithm):
         ({"name": "online_dpo", "reject": "token"}, "reject leaves out parts of pairs"),
         ({"name": "online_dpo", "overlong_filter": True}, "overlong_filter leaves out parts of pairs"),
         ({"name": "online_dpo", "advantage": "raw"}, "has no group to compare with"),
+        ({"name": "online_dpo", "advantage": "top_two"}, "is never negative, so there would be no pairs"),
         ({"name": "online_dpo", "advantage": "reinforce_pp"}, "needs one advantage per rollout"),
         ({"name": "online_dpo", "kl_coef": 0.1, "kl_place": "reward"}, "needs one advantage per rollout"),
         ({"name": "online_simpo", "ref_sync_every": 2}, "ref_sync_every has no effect with kl_coef = 0"),

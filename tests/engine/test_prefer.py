@@ -312,6 +312,22 @@ def test_too_small_a_batch_is_told_by_the_settings(folder):
         load(str(folder / "recipe.toml"), ["policy.tokens_per_batch=40"])
 
 
+def test_the_table_at_the_end_holds_each_set_against_itself():
+    def row(step, data, value):
+        names = [f"{name}{end}" for name in ("accuracy", "loss") for end in ("", "_low", "_high")]
+        return {"step": step, "data": data, "num_examples": 5, **dict.fromkeys(names, value)}
+
+    evals = [row(0, "a", 0.1), row(0, "b", 0.6), row(4, "a", 0.2), row(4, "b", 0.7)]
+    table = {name: value.split()[0] for name, value in prefer.summary(evals, [])}
+    accuracy = {name: value for name, value in table.items() if "accuracy" in name}
+    assert accuracy == {
+        "a accuracy before": "0.1000",
+        "a accuracy after": "0.2000",
+        "b accuracy before": "0.6000",
+        "b accuracy after": "0.7000",
+    }
+
+
 def test_intervals_take_prompts_as_units():
     values = torch.tensor([1.0, 1.0, 0.0, 1.0])
     row = prefer.interval("accuracy", values, [7, 7, 8, 9])
