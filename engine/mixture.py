@@ -175,14 +175,17 @@ class MixtureStream(Generic[E]):
     def state(self) -> dict[str, Any]:
         """Where the stream stands, for JSON; of one set, the state of an ExampleStream."""
         if len(self._streams) == 1:
-            return self._streams[FIRST].state()
+            return self._only().state()
         sets = {name: one.state() for name, one in self._streams.items()}
         return {"sets": sets, "turns": self._turns.state()}
+
+    def _only(self) -> ExampleStream[E]:
+        return next(iter(self._streams.values()))
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken; refused if it belongs to other data, weights or another order."""
         if len(self._streams) == 1 and "sets" not in state:
-            self._streams[FIRST].load_state(state)
+            self._only().load_state(state)
             return
         if list(state.get("sets", {FIRST: {}})) != list(self._streams):
             was, now = (", ".join(names) for names in (state.get("sets", {FIRST: {}}), self._streams))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verigrad.engine import reward_data, reward_votes
-from verigrad.engine.config import Config
+from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.data import path_of
 from verigrad.engine.examples import require_row
 from verigrad.engine.reward_card import Card
@@ -58,6 +58,12 @@ def folds_of(cfg: Config, data: RewardData[Any]) -> list[NDArray[np.int64]]:
     if num == 1 or cfg.reward.split == "seeds":
         return [np.zeros(0, np.int64)] * num
     folds = fold_of(data.train.prompts[data.kept], num)
+    for k in range(num):
+        if (folds == k).all():
+            raise ConfigError(
+                f"reward.split = 'folds': all {len(data.kept)} rows are in member {k + 1}'s own "
+                "fold, so that nothing is left for it. Bring more prompts, or set reward.split = 'seeds'"
+            )
     return [data.kept[folds == k] for k in range(num)]
 
 

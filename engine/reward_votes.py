@@ -40,6 +40,8 @@ def read_vote(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[int, 
         share = 1.0 if share is None else float(share)
     except (TypeError, ValueError):
         return None
+    if not 0 <= share <= 1:  # nor NaN: whoever reads the row says so
+        return None
     return digest([value("prompt"), sorted(keys)]), keys[0] <= keys[1], share
 
 

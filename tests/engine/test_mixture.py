@@ -179,6 +179,20 @@ def test_what_stands_for_the_examples_may_be_drawn_in_their_place(files):
         MixtureStream(data.train, [Part(FIRST, 0, 41, 1.0)], seed=0, shuffle=True)
 
 
+def test_the_one_set_that_is_left_may_be_another_than_the_first():
+    data = Examples3("abc")
+    parts = [Part("b", 0, 3, 1.0)]
+    stream = MixtureStream(data, parts, seed=0, shuffle=True)
+    stream.next_batch(2)
+    again = MixtureStream(data, parts, seed=0, shuffle=True)
+    again.load_state(stream.state())
+    assert again.next_batch(5) == stream.next_batch(5)
+
+
+class Examples3(str):
+    fingerprint = "three"
+
+
 # Sides ------------------------------------------------------------------------------------------------------
 
 

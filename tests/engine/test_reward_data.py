@@ -13,9 +13,10 @@ from verigrad.engine.config import ConfigError
 from verigrad.engine.reward_card import Card
 from verigrad.engine.reward_data import comparisons, to_plain, to_steps
 from verigrad.engine.reward_sets import fold_of, read_sets
+from verigrad.engine.reward_setup import folds_of
 from verigrad.engine.reward_text import TextEncoder
 from verigrad.engine.reward_votes import Vote, VotedRows, agreement, krippendorff_alpha, votes_of
-from verigrad.engine.rows import BadRow, JsonLines
+from verigrad.engine.rows import BadRow, JsonLines, TableRows
 
 
 def row(**values):
@@ -201,3 +202,22 @@ def test_votes_are_read_whichever_way_a_pair_is_written(tmp_path):
     choices = [vote.choice for vote in votes]
     assert choices[1] == choices[3] != choices[0]
     assert choices[2] == "tie"
+
+
+@pytest.mark.parametrize("share", [math.nan, 7, -0.1])
+@pytest.mark.parametrize("how", ["majority", "share"])
+def test_a_vote_that_is_no_probability_is_left_for_the_reader_to_refuse(share, how):
+    rows = TableRows("rows", [row(p_chosen=share), row(p_chosen=1.0)])
+    voted = VotedRows(rows, {}, how=how, margin_column="")
+    assert len(voted) == 2
+    with pytest.raises(BadRow, match="has p_chosen = "):
+        to_plain(voted.row(0), {})
+    assert len(votes_of(TableRows("rows", [row(p_chosen=share, annotator="ann")]), {})) == 0
+
+
+def test_a_fold_that_holds_everything_is_told(tmp_path):
+    rows = [row(prompt=f"{k}=") for k in range(3)]
+    data = read(tmp_path, rows)  # two are held out, so one prompt is left
+    cfg = config(reward={"members": 2, "split": "folds"})
+    with pytest.raises(ConfigError, match="own fold, so that nothing is left for it"):
+        folds_of(cfg, data)
