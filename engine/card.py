@@ -4,13 +4,16 @@ Everything in it is read from files the run wrote; what they do not say is said 
 """
 
 import argparse
+import itertools
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verigrad.engine import checkpoint
 from verigrad.engine.config import ConfigError
 
 EXAMPLE = """\
@@ -21,6 +24,7 @@ examples:
 A run of stages gets one card with a part for each stage.
 """
 Json = Mapping[str, Any]
+STAGE = re.compile(r"(\d+)_")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +116,8 @@ def parts_of(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ConfigError(f"no folder {folder} (looked from {Path.cwd()}); name a run's folder")
     stages = [path for path in folder.iterdir() if (path / "config.toml").is_file()]
-    numbered = sorted((int(path.name.split("_")[0]), path) for path in stages if path.name[:1].isdigit())
+    found = [(STAGE.match(path.name), path) for path in stages]
+    numbered = sorted((int(match[1]), path) for match, path in found if match)
     if not numbered:
         raise ConfigError(f"{folder} holds no run (no config.toml); name a run's folder")
     return [path for _, path in numbered]
@@ -239,7 +244,7 @@ def scored(row: Json, score: str) -> str:
 
 def counted(row: Json) -> str:
     """How many problems or examples a row is about."""
-    for key in ("num_problems", "num_pairs", "num_examples"):
+    for key in ("num_problems", "num_pairs", "num_examples", "num_rows"):
         if key in row:
             return f"{row[key]} {key.removeprefix('num_')}"
     return "unknown"
@@ -278,6 +283,8 @@ def failures(records: Sequence[Record], found: Json) -> Iterator[str]:
                     f"{where}the verifier failed the audit's probe {probe['name']!r} in {probe['num_bad']} "
                     f"of {probe['num']} cases{worst}"
                 )
+        if one.verb == "reward":
+            yield from (f"{where}{line}" for line in of_reward_model(one.folder))
         undecided = [row["undecided_frac"] for row in one.metrics if row.get("undecided_frac")]
         if undecided:
             yield (
@@ -295,6 +302,15 @@ def failures(records: Sequence[Record], found: Json) -> Iterator[str]:
     for effect in found.get("side_effects", []):
         if effect["reading"] == "WORSE":
             yield f"side effect: {effect['name']} got worse by {abs(effect['paired']['gain']):.3f}"
+
+
+def of_reward_model(folder: Path) -> Iterator[str]:
+    """What the audit of a reward model's newest checkpoint found."""
+    for _, newest in itertools.islice(checkpoint.newest_first(folder / "checkpoints"), 1):
+        audit = _json(newest / "audit.json")
+        if audit.get("refused"):
+            yield f"the reward model was refused by its audit: {audit.get('reason', 'no reason given')}"
+        yield from audit.get("findings", [])
 
 
 def risks(records: Sequence[Record], found: Json) -> Iterator[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from verigrad.engine.intervals import mean_interval
 from verigrad.engine.schema import VerifiedGroup
 
 TIE = 1e-9  # rewards closer than this are a tie
@@ -76,6 +77,9 @@ def win_rate(
         rows = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
         draws.append(rates(won[rows], longer[rows] / scale)[:2])
     low, high = np.quantile(np.array(draws), [0.025, 0.975], axis=0)
+    if low[0] == high[0]:  # all alike, and so are the draws: as many problems more could still show otherwise
+        _, least, most = mean_interval([won[rows].tolist() for rows in members])
+        low, high = np.minimum(low, least), np.maximum(high, most)
     return WinRate(
         rate, float(low[0]), float(high[0]), controlled, float(low[1]), float(high[1]), weight,
         num_comparisons=len(won), num_ties=int((won == 0.5).sum()), longer_frac=float((longer > 0).mean()),

@@ -107,3 +107,23 @@ def test_a_half_written_last_line_is_passed_over(tmp_path):
     with (folder / "eval.jsonl").open("a") as file:
         file.write('{"step": 1, "da')
     assert "0.500 at step 0" in card(folder)
+
+
+def test_what_the_audit_of_a_reward_model_found_is_on_the_card(tmp_path):
+    recipe = RECIPE.split("[verifier]")[0] + "[reward]\n"
+    evals = [{"step": 4, "data": "held_out", "accuracy": 0.7, "num_rows": 12}]
+    folder = write_run(tmp_path / "rm", recipe, evals=evals)
+    newest = folder / "checkpoints" / "step_000004"
+    newest.mkdir(parents=True)
+    audit = {"refused": True, "reason": "it pays for length", "findings": ["an empty answer is worth much"]}
+    (newest / "audit.json").write_text(json.dumps(audit))
+    text = card(folder)
+    assert "- rm: the reward model was refused by its audit: it pays for length" in text
+    assert "- rm: an empty answer is worth much" in text
+    assert "| 12 rows |" in text
+
+
+def test_a_folder_of_runs_with_dates_for_names_is_one_line(tmp_path):
+    write_run(tmp_path / "2024-01-05-run")
+    with pytest.raises(ConfigError, match="holds no run"):
+        card(tmp_path)

@@ -157,6 +157,20 @@ def test_a_model_that_only_writes_more_wins_no_more_at_equal_length():
     assert found.length_weight > 1
 
 
+def test_always_winning_on_few_problems_is_not_certain():
+    before = [group(f"q{n}", [0.2], length=5) for n in range(4)]
+    after = [group(f"q{n}", [0.8], length=7 + n) for n in range(4)]
+    found = win_rate(before, after)
+    assert (found.rate, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(4 / (4 + 1.959964**2))  # Wilson's
+    assert found.controlled_low <= found.low
+    assert found.controlled_high == 1.0
+    ties = win_rate(before, before)
+    assert (ties.rate, ties.num_ties) == (0.5, 4)
+    assert ties.low < 0.2
+    assert ties.high > 0.8
+
+
 def test_always_winning_has_a_finite_answer():
     import numpy as np
 
