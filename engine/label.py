@@ -239,7 +239,7 @@ def ask(
     def record(number: int, reply: Reply) -> None:
         item, question = questions[missing[number]]
         replies[missing[number]] = reply
-        if not reply.fatal:
+        if not reply.fatal or reply.cost:
             judgements.record(item.index, question, reply, id=item.id, step=step)
 
     new = judge.ask([questions[position][1] for position in missing], on_reply=record)

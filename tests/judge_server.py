@@ -119,6 +119,7 @@ def completion(request, does):
     else:
         logprobs = {"tokens": [text], "top_logprobs": [top]} if top else None
         choice = {"text": text, "logprobs": logprobs}
+    choice["finish_reason"] = does.get("finish_reason", "stop")
     return {"choices": [choice], "usage": usage}
 
 

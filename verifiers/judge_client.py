@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -64,6 +64,16 @@ class Endpoint:
             )
         if not self.model:
             raise ValueError(f"judge url {self.shown_url!r} needs the model's name there; name it")
+        if not (self.key.isascii() and self.key.isprintable() and " " not in self.key):
+            raise ValueError(
+                f"${self.api_key_env} holds a blank, a line break or a letter beyond ASCII, as no key does; "
+                "set it to the key alone"
+            )
+
+    @property
+    def key(self) -> str:
+        """What the environment holds now; empty without one."""
+        return os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
 
     @property
     def shown_url(self) -> str:
@@ -76,9 +86,18 @@ class Endpoint:
 class _Trouble(Exception):
     """Why a request gave no reply, and whether to try again."""
 
-    def __init__(self, says: str, *, again: bool, fatal: bool = False, after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        says: str,
+        *,
+        again: bool,
+        fatal: bool = False,
+        after_s: float | None = None,
+        tokens: tuple[int, int] = (0, 0),
+    ) -> None:
+        """`tokens`: asked and answered, which are paid for all the same."""
         super().__init__(says)
-        self.again, self.fatal, self.after_s = again, fatal, after_s
+        self.again, self.fatal, self.after_s, self.tokens = again, fatal, after_s, tokens
 
 
 class JudgeClient:
@@ -89,13 +108,14 @@ class JudgeClient:
     def __init__(self, endpoint: Endpoint, *, spent: float = 0.0) -> None:
         """`spent`: costs of earlier starts, which count towards max_cost."""
         self.endpoint, self.spent = endpoint, spent
-        self._key = os.environ.get(endpoint.api_key_env, "") if endpoint.api_key_env else ""
+        self._key = endpoint.key
         parts = urlsplit(endpoint.url)
         socket = parts.path if parts.scheme == "unix" else None
         limits = httpx.Limits(max_connections=endpoint.concurrency)
         self._client = httpx.Client(
             transport=httpx.HTTPTransport(uds=socket, limits=limits) if socket else None,
-            base_url="http://judge/v1/" if socket else f"{endpoint.url.rstrip('/')}/",
+            base_url="http://judge/v1/" if socket else f"{endpoint.shown_url.rstrip('/')}/",
+            params=parts.query or None,
             headers={"authorization": f"Bearer {self._key}"} if self._key else {},
             limits=limits,
             trust_env=not socket,
@@ -161,17 +181,23 @@ class JudgeClient:
 
     def ask_one(self, question: Question, *, deadline: float | None = None) -> Reply:
         """One question with its retries; none is started after `deadline` (time.monotonic)."""
-        started, trouble = time.monotonic(), "no time was left to ask"
+        started, trouble, tokens = time.monotonic(), "no time was left to ask", (0, 0)
+
+        def failed(says: str, *, fatal: bool = False) -> Reply:
+            seconds = time.monotonic() - started
+            return Reply(None, None, *tokens, self._cost(tokens), seconds, self._clean(says), fatal)
+
         for attempt in range(self.endpoint.retries + 1):
             if why := self._may_not_start(deadline):
-                seconds = time.monotonic() - started
-                return Reply(None, error=why, fatal=self._over_the_limit, seconds=seconds)
+                return failed(why, fatal=self._over_the_limit)
             try:
-                return self._request(question, started, deadline)
+                reply = self._request(question, started, deadline)
+                tokens = (tokens[0] + reply.tokens_in, tokens[1] + reply.tokens_out)
+                return replace(reply, tokens_in=tokens[0], tokens_out=tokens[1], cost=self._cost(tokens))
             except _Trouble as error:
-                trouble, seconds = str(error), time.monotonic() - started
+                trouble, tokens = str(error), (tokens[0] + error.tokens[0], tokens[1] + error.tokens[1])
                 if not error.again:
-                    return Reply(None, error=self._clean(trouble), fatal=error.fatal, seconds=seconds)
+                    return failed(trouble, fatal=error.fatal)
                 wait = self._wait_s(attempt, error.after_s)
                 if wait is None or attempt == self.endpoint.retries:
                     break
@@ -180,7 +206,7 @@ class JudgeClient:
                 if self._closing.wait(wait):
                     break
         tries = f" after {attempt + 1} tries" if attempt else ""
-        return Reply(None, error=self._clean(f"{trouble}{tries}"), seconds=time.monotonic() - started)
+        return failed(f"{trouble}{tries}")
 
     def _may_not_start(self, deadline: float | None) -> str:
         """Waits for the rate limit; why a request may not be made, or ""."""
@@ -217,16 +243,28 @@ class JudgeClient:
         status, headers, body = self._exchange(path, self._payload(question), ends)
         if status != 200:
             raise self._refusal(status, headers, body)
+        tokens = (0, 0)
         try:
-            reply = _read_reply(json.loads(body), question)
+            answer = json.loads(body)
+            tokens = self._counted(_tokens(answer))
+            if _cut_off(answer, question):
+                says = f"the reply was cut off at max_tokens = {self.endpoint.max_tokens}"
+                raise _Trouble(says, again=False, tokens=tokens)
+            text, probs = _read_reply(answer, question)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             says = f"the answer of {self.endpoint.shown_url} is no completion"
-            raise _Trouble(f"{says} ({type(error).__name__}: {_line(str(error))})", again=True) from None
-        text, probs, num_in, num_out = reply
-        cost = (num_in * self.endpoint.price_in + num_out * self.endpoint.price_out) / 1e6
+            says = f"{says} ({type(error).__name__}: {_line(str(error))})"
+            raise _Trouble(says, again=True, tokens=tokens) from None
+        return Reply(text, probs, *tokens, self._cost(tokens), time.monotonic() - started)
+
+    def _counted(self, tokens: tuple[int, int]) -> tuple[int, int]:
+        """The tokens of an answer, their price added to what was spent: also one of no use is paid for."""
         with self._lock:
-            self.spent += cost
-        return Reply(text, probs, num_in, num_out, cost, time.monotonic() - started)
+            self.spent += self._cost(tokens)
+        return tokens
+
+    def _cost(self, tokens: tuple[int, int]) -> float:
+        return (tokens[0] * self.endpoint.price_in + tokens[1] * self.endpoint.price_out) / 1e6
 
     def _payload(self, question: Question) -> dict[str, Any]:
         place = self.endpoint
@@ -264,7 +302,7 @@ class JudgeClient:
             raise _Trouble(f"{says} ({type(error).__name__}: {_line(str(error))})", again=True) from None
 
     def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> _Trouble:
-        told = f"{self.endpoint.shown_url} answered status {status}: {_message(body)}"
+        told = f"{self.endpoint.shown_url} answered status {status}: {self._clean(_message(body))}"
         if status in FATAL:
             key = f"; the key is read from ${self.endpoint.api_key_env}" if status in (401, 403) else ""
             return _Trouble(f"{told}{key}", again=False, fatal=True)
@@ -272,21 +310,32 @@ class JudgeClient:
 
     def _clean(self, says: str) -> str:
         """One line without the key, which an endpoint may echo."""
-        line = _line(says, most=400)
-        return line.replace(self._key, "***") if len(self._key) > 3 else line
+        return _line(says.replace(self._key, "***") if len(self._key) > 3 else says, most=400)
 
 
-def _read_reply(answer: Any, question: Question) -> tuple[str, dict[str, float] | None, int, int]:
-    """Text, probabilities of the choices, tokens asked and answered; raises for what is no completion."""
+def _tokens(answer: Any) -> tuple[int, int]:
+    """Asked and answered, as far as the endpoint tells."""
+    usage = answer.get("usage") or {}
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    num_in, num_out = (n if isinstance(n, int) and 0 <= n < 2**40 else 0 for n in counts)
+    return num_in, num_out
+
+
+def _cut_off(answer: Any, question: Question) -> bool:
+    """Whether the limit of tokens ended a text that is of no use without its end, or that never began."""
+    choice = answer["choices"][0]
+    said = choice["message"]["content"] if "message" in choice else choice["text"]
+    return choice.get("finish_reason") == "length" and not (said and question.choices)
+
+
+def _read_reply(answer: Any, question: Question) -> tuple[str, dict[str, float] | None]:
+    """Text and probabilities of the choices; raises for what is no completion."""
     choice = answer["choices"][0]
     text = choice["message"]["content"] if "message" in choice else choice["text"]
     if not isinstance(text, str):
         raise ValueError(f"its text is {text!r:.40}")
-    usage = answer.get("usage") or {}
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    num_in, num_out = (n if isinstance(n, int) and n >= 0 else 0 for n in counts)
-    probs = choice_probs(_top(choice.get("logprobs")), text, question) if question.choices else None
-    return text, probs, num_in, num_out
+    text = text.encode("utf-8", "replace").decode()  # JSON may hold half a surrogate pair, a file may not
+    return text, choice_probs(_top(choice.get("logprobs")), text, question) if question.choices else None
 
 
 def _top(logprobs: Any) -> list[tuple[str, dict[str, float]]]:
@@ -346,7 +395,7 @@ def _message(body: bytes) -> str:
         says = error.get("message") if isinstance(error, dict) else error
     except (ValueError, AttributeError, RecursionError):
         says = body[:300].decode("utf-8", "replace")
-    return _line(str(says)) or "no reason given"
+    return str(says).strip() or "no reason given"
 
 
 def _line(text: str, *, most: int = 200) -> str:

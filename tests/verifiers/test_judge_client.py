@@ -218,3 +218,55 @@ def test_the_record_of_who_judged_has_no_key():
     with JudgeClient(Endpoint("http://host/v1?key=abc", "m", api_key_env="JUDGE_KEY")) as judge:
         assert "abc" not in str(judge.identity)
         assert KEY not in str(judge.identity)
+
+
+def test_a_query_of_the_address_is_sent_as_one_and_told_to_nobody():
+    with Scripted(lambda *_: "1") as server:
+        place = Endpoint(f"{server.url}?version=secret", "m", api_key_env="")
+        with JudgeClient(place) as judge:
+            assert judge.ask_one(PAIR).text == "1"
+            url = judge._client.build_request("POST", "chat/completions").url
+    assert url.path == "/v1/chat/completions"
+    assert dict(url.params) == {"version": "secret"}
+
+
+def test_a_key_is_in_no_message_however_it_is_echoed(monkeypatch):
+    says = f'{{"error": {{"message": "{"so long a story " * 11}key {KEY} is wrong"}}}}'.encode()
+    (reply,), _ = ask({"status": 401, "body": says})
+    assert "***" in reply.error or "..." in reply.error
+    assert "sk-" not in reply.error
+    monkeypatch.setenv("JUDGE_KEY", f" {KEY}\r\n")
+    (reply,), server = ask("1")
+    assert reply.text == "1"
+    assert server.seen_headers[0]["authorization"] == f"Bearer {KEY}"
+    for wrong in ("sk-a\nsecret", "sk-\xe9-secret", "sk-a secret"):
+        monkeypatch.setenv("JUDGE_KEY", wrong)
+        with pytest.raises(ValueError, match=r"^\$JUDGE_KEY holds [^\n]*$") as caught:
+            Endpoint("http://host/v1", "m", api_key_env="JUDGE_KEY")
+        assert "secret" not in str(caught.value)
+
+
+def test_a_text_cut_off_is_no_reply_and_is_paid_for_and_not_asked_again():
+    cut = {"text": "The better ans", "finish_reason": "length"}
+    question = judge_prompts.revision("q", "a", "too short")
+    with Scripted(lambda *_: cut) as server, client(server, price_in=10.0, price_out=20.0) as judge:
+        reply = judge.ask_one(question)
+        assert judge.ask_one(PAIR).text == "The better ans"  # read, or not, as a judgement
+    assert (reply.text, reply.tokens_in, reply.tokens_out) == (None, 100, 2)
+    assert "cut off at max_tokens = 256" in reply.error
+    assert reply.cost == pytest.approx(1040 / 1e6)
+    assert len(server.requests) == 2
+
+
+def test_answers_of_no_use_count_towards_the_costs():
+    useless = b'{"choices": [{"message": {"content": 7}}], "usage": {"prompt_tokens": 100}}'
+    does = lambda _, number: {"body": useless} if number < 2 else "1"  # noqa: E731
+    with Scripted(does) as server, client(server, price_in=10.0) as judge:
+        reply = judge.ask_one(PAIR)
+        assert (reply.text, reply.tokens_in) == ("1", 300)
+        assert reply.cost == judge.spent == pytest.approx(3000 / 1e6)
+    with Scripted(lambda *_: {"body": useless}) as server, client(server, price_in=10.0) as judge:
+        reply = judge.ask_one(PAIR)
+        assert (reply.text, reply.cost) == (None, pytest.approx(3000 / 1e6))
+    with Scripted(lambda *_: {"text": "ab\ud800"}) as server, client(server) as judge:
+        assert judge.ask_one(PAIR).text == "ab?"
