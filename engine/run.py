@@ -383,7 +383,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text().split("\n"):  # text within may hold other line ends
+        if not line:
+            continue
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -11,6 +11,7 @@ from tests.tiny import Forked, model_folder
 from verigrad.engine import label_rows
 from verigrad.engine.config import Config, ConfigError, load
 from verigrad.engine.label_run import JUDGEMENTS
+from verigrad.engine.run import read_jsonl
 
 RECIPE = """\
 [train]
@@ -190,6 +191,13 @@ def test_answers_are_sampled_where_a_row_has_none(tmp_path):
         status, printed = label(tmp_path, server, "run.folder=other")
     assert status == 2
     assert "policy.model is empty, so none can be sampled" in printed
+
+
+def test_line_ends_within_an_answer_end_no_row(tmp_path):
+    made = [{"row": 0, "answers": ["a\u2028b\x85c\u2029"]}, {"row": 1, "answers": ["d"]}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made) + '{"row": 2, "ans')
+    assert read_jsonl(path) == made
 
 
 def test_killed_at_any_moment_it_asks_nothing_twice(tmp_path):
