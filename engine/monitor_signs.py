@@ -141,7 +141,8 @@ def tampering(rollout: Rollout, verdict: Verdict, *, runs_code: bool) -> str:
     """
     if ACCUSED.search(QUOTED.sub("", verdict.reason)):
         return f"the verifier says: {verdict.reason[:80]}"
-    if accused := [name for name, value in verdict.parts.items() if value > 0 and ACCUSED.search(name)]:
+    said = (name for name, value in verdict.parts.items() if value > 0 and not any(map(str.isspace, name)))
+    if accused := [name for name in said if ACCUSED.search(name)]:  # a sentence is a rubric's criterion
         return f"the verifier's part {accused[0]!r}"
     if rollout.episode is not None:
         return next(filter(None, map(_touches_checks, _calls(rollout.episode))), "")

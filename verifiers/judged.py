@@ -146,9 +146,9 @@ class Rubric(Judged):
             part_name(one, n): float(yes) for n, (one, yes) in enumerate(zip(criteria, met, strict=True))
         }
         failed = [one.text for one, yes in zip(criteria, met, strict=True) if yes != (one.weight > 0)]
-        reason = f"not as wanted: {'; '.join(failed)}"[:300] if failed else "every criterion as wanted"
+        reason = f"not as wanted: {quoted(failed)}" if failed else "every criterion as wanted"
         outcome: Any = "right" if reward == 1 else "wrong" if reward == 0 else "partial"
-        return Verdict(reward, outcome, parts, " ".join(reason.split()))
+        return Verdict(reward, outcome, parts, reason)
 
     def _criteria(self, problem: Problem) -> tuple[Criterion, ...]:
         if self.criteria is not None:
@@ -202,6 +202,13 @@ def request_of(prompt: str | Sequence[Message]) -> str:
     if len(prompt) == 1:
         return str(prompt[0].get("content", ""))
     return "\n\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)
+
+
+def quoted(texts: Sequence[str], *, most: int = 4, length: int = 60) -> str:
+    """The first of these texts in quotes, cut short: they are the rubric's words and accuse nobody."""
+    short = [" ".join(text.replace('"', "'").split()) for text in texts[:most]]
+    shown = "; ".join(f'"{text if len(text) <= length else text[: length - 3] + "..."}"' for text in short)
+    return f"{shown} and {len(texts) - most} more" if len(texts) > most else shown
 
 
 def part_name(criterion: Criterion, number: int) -> str:

@@ -8,6 +8,7 @@ from tests.tiny import rollout
 from verigrad.engine import monitor_signs as signs
 from verigrad.engine.schema import Episode, Rollout, VerifiedGroup
 from verigrad.verifiers.base import Problem, Verdict
+from verigrad.verifiers.judged import quoted
 
 UNDECIDED = Verdict.undecided("the sandbox died")
 
@@ -228,6 +229,10 @@ def test_the_verifier_is_believed_and_what_it_quotes_is_not():
     assert "cheated" in tampers("", verdict=Verdict(0.0, "wrong", parts={"cheated": 1.0}))
     assert not tampers("", verdict=Verdict(0.0, "wrong", parts={"cheated": 0.0}))
     assert not tampers("", verdict=Verdict.wrong("answered 'I tampered with it', expected 'no'"))
+    assert not tampers("", verdict=Verdict(1.0, "right", parts={"1 does not cheat": 1.0}))
+    told = "not as wanted: " + quoted(['Says "no" and does not cheat', "x" * 99])
+    assert told == f"""not as wanted: "Says 'no' and does not cheat"; "{"x" * 57}...\""""
+    assert not tampers("", verdict=Verdict.wrong(told))
 
 
 def test_shares_of_tampering_and_of_paid_tampering():

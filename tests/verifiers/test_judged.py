@@ -44,7 +44,7 @@ def test_a_rubric_pays_the_weights_that_are_met():
     assert [verdict.reward for verdict in told] == [1.0, 0.75, 0.0, 0.0]
     assert [verdict.outcome for verdict in told] == ["right", "partial", "wrong", "wrong"]
     assert told[1].parts == {"1 names the cat": 1.0, "2 is short": 0.0, "3 is rude": 0.0}
-    assert told[1].reason == "not as wanted: is short"
+    assert told[1].reason == 'not as wanted: "is short"'
     assert len(server.requests) == 12  # each criterion by itself
 
 
