@@ -7,12 +7,12 @@ id or a maker), model_options, memory_gb. It becomes the server by exec.
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from verigrad.engine import machine
 from verigrad.engine.config import Config, ConfigError
+from verigrad.engine.failures import WorkError
 
 PLAIN_TEMPLATE = "{{ bos_token or '' }}{{ messages[-1]['content'] }}\nReply:"
 """For a model without a chat template: its beginning, the question, and where its reply begins."""
@@ -24,9 +24,9 @@ def main() -> int:
     machine.prepare_process()
     try:
         command = command_of(socket, options)
-    except ConfigError as error:
-        print(f"judge: {error}", file=sys.stderr)
-        return 2
+    except (ConfigError, WorkError) as error:
+        print(f"verigrad: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     os.execv(command[0], command)
 
@@ -51,7 +51,7 @@ def command_of(socket: str, options: dict[str, Any]) -> list[str]:
         "--generation-config", "vllm", "--max-logprobs", "20",
     ]  # fmt: skip
     if not getattr(model.tokenizer, "chat_template", None):
-        template = Path(tempfile.mkdtemp(prefix="verigrad-judge-")) / "plain.jinja"
+        template = Path(socket).with_name("plain.jinja")  # in the service's own folder, which goes with it
         template.write_text(PLAIN_TEMPLATE)
         command += ["--chat-template", str(template)]
     import torch

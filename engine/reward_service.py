@@ -12,6 +12,7 @@ model cannot read (too long) is told apart from a model that fails: `unreadable`
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 class Asked:
     """One text to score."""
 
-    key: str
+    key: bytes
     prompt: Any
     text: str
     score: "Future[Score]" = field(default_factory=Future)
@@ -59,7 +60,7 @@ class Batcher:
     def __init__(self, model: "AnyRewardModel", *, gather_s: float = GATHER_S) -> None:
         self.model, self.gather_s = model, gather_s
         self._waiting: queue.SimpleQueue[Asked] = queue.SimpleQueue()
-        self._known: OrderedDict[str, Future[Score]] = OrderedDict()  # also what is being scored
+        self._known: OrderedDict[bytes, Future[Score]] = OrderedDict()  # also what is being scored
         self._lock = threading.Lock()
         self._since: float | None = None  # when the batch was begun that is being scored
         self.num_batches = self.num_scored = 0
@@ -71,7 +72,7 @@ class Batcher:
         before = json.dumps(prompt, sort_keys=True)
         scores = []
         for text in map(_plain, texts):
-            key = f"{before}\x00{text}"
+            key = hashlib.blake2b(f"{before}\x00{text}".encode(), digest_size=16).digest()
             with self._lock:
                 known = self._known.get(key)
                 if known is None:

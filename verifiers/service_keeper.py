@@ -113,17 +113,21 @@ class Keeper:
         """Start the process, and start it again when it dies, until it is closed or dies too often."""
         num_deaths = 0
         while not self._closing.is_set():
-            process = self._started()
             try:
-                failure = self._until_ready(process)
-                if not failure:
-                    self._settled.set()
-                    since = time.monotonic()
-                    failure = self._until_death(process)
-                    num_deaths = 0 if time.monotonic() - since > STEADY_S else num_deaths
-            finally:
-                self.pid = 0
-                _end(process)
+                process = self._started()
+            except (OSError, ValueError) as error:  # options too long for a command line, no process left
+                failure = f"cannot be started: {error}"
+            else:
+                try:
+                    failure = self._until_ready(process)
+                    if not failure:
+                        self._settled.set()
+                        since = time.monotonic()
+                        failure = self._until_death(process)
+                        num_deaths = 0 if time.monotonic() - since > STEADY_S else num_deaths
+                finally:
+                    self.pid = 0
+                    _end(process)
             if self._closing.is_set():
                 break
             num_deaths += 1

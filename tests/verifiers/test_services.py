@@ -197,6 +197,8 @@ def test_one_that_does_not_start_says_why_in_one_line(served, server):
     slow = Service(server, {"load_s": 30}, ready_s=0.5)
     with pytest.raises(ServiceUnavailable, match=r"not ready within 0.5 s"):
         Lease([slow])
+    with pytest.raises(ServiceUnavailable, match=r"cannot be started: .*too long"):
+        Lease([Service(server, {"say": "x" * 300_000})])
     assert not service_keeper.running()
 
 
