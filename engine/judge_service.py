@@ -1,7 +1,8 @@
 """A judge's model and a Unix socket -> vLLM's OpenAI server on it: `python -m ... SOCKET OPTIONS`.
 
 Started once for all workers of a verifier by verifiers/services.py; OPTIONS is JSON: model (a folder, a hub
-id or a maker), model_options, memory_gb. It becomes the server by exec.
+id or a maker), model_options, memory_gb. Beside the socket it writes the model's special tokens, for whoever
+asks to break them up in what is judged. It becomes the server by exec.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 from verigrad.engine import machine
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.failures import WorkError
+from verigrad.verifiers.judged import SPECIAL_TOKENS
 
 PLAIN_TEMPLATE = "{{ bos_token or '' }}{{ messages[-1]['content'] }}\nReply:"
 """For a model without a chat template: its beginning, the question, and where its reply begins."""
@@ -45,6 +47,8 @@ def command_of(socket: str, options: dict[str, Any]) -> list[str]:
         }
     )
     model = model_files.fetch(cfg)
+    special = json.dumps(model_files.special_tokens(model.tokenizer))
+    Path(socket).with_name(SPECIAL_TOKENS).write_text(special)
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model.folder,
         "--served-model-name", "judge", "--uds", socket, "--disable-log-stats",

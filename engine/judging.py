@@ -140,10 +140,7 @@ class LocalJudge:
         self.tokenizer = model.tokenizer
         self.eos_ids = frozenset(model.eos_ids)
         self.prompter = Prompter(model.tokenizer, PromptsConfig())
-        added = [str(token) for token in model.tokenizer.added_tokens_decoder.values()]
-        self.special_tokens: Sequence[str] = tuple(
-            dict.fromkeys([*model.tokenizer.all_special_tokens, *added])
-        )
+        self.special_tokens: Sequence[str] = model_files.special_tokens(model.tokenizer)
         self.identity: Mapping[str, Any] = {
             "model": cfg.judge.model,
             "fingerprint": model.fingerprint,

@@ -138,3 +138,9 @@ def fingerprint(folder: Path) -> str:
                 file.seek((size - LOOK_BYTES) * look // (NUM_LOOKS - 1))
                 digest.update(file.read(LOOK_BYTES))
     return digest.hexdigest()[:16]
+
+
+def special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Every token that a tokenizer finds in a text as a whole: those of its template, and added ones."""
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))

@@ -4,8 +4,11 @@ The judge is an OpenAI-compatible endpoint (option `url`), or a model that vLLM 
 process of its own (option `model`, see services.py). docs/judges.md.
 """
 
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from verigrad.verifiers import judge_prompts, judge_reading, rubric_criteria, services
@@ -18,6 +21,7 @@ from verigrad.verifiers.services import Service, ServiceLost
 
 MODULE = "verigrad.engine.judge_service"
 SERVED = "judge"  # the model's name at a server of ours
+SPECIAL_TOKENS = "special_tokens.json"  # its special tokens, beside its socket
 ALLOWANCE_S = 5.0  # of a check, beyond the time that the judge may take
 
 
@@ -88,6 +92,17 @@ class Judged:
         replies: list[Reply] = self._client.ask(questions, deadline=deadline)
         return replies
 
+    @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Of a model served here, broken up in what it judges; an endpoint does not tell its own."""
+        if self.service is None:
+            return ()
+        beside = Path(services.address_of(self.service)).with_name(SPECIAL_TOKENS)
+        try:
+            return tuple(json.loads(beside.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ServiceLost(f"the judge's special tokens cannot be read ({error})") from error
+
     def _endpoint(self) -> Any:
         from verigrad.verifiers.judge_client import Endpoint
 
@@ -99,9 +114,13 @@ class Judged:
                  "requests_per_minute")  # fmt: skip
         return Endpoint(url=url, model=model, **{name: given[name] for name in names})
 
-    def choices(self, questions: Sequence[Question]) -> list[Choice] | str:
-        """The clear choice of every question, or why there is none of one."""
+    def choices(self, ask_about: Callable[[Sequence[str]], Sequence[Question]]) -> list[Choice] | str:
+        """The clear choice of every question, or why there is none of one.
+
+        `ask_about` makes the questions, given the judge's special tokens.
+        """
         try:
+            questions = ask_about(self.special_tokens)
             replies = self.ask(questions)
         except ServiceLost as lost:
             return str(lost)
@@ -133,10 +152,14 @@ class Rubric(Judged):
     def verify(self, problem: Problem, attempt: Attempt) -> Verdict:
         """Met weights over the sum of positive weights, 0 to 1; undecided when one criterion is."""
         criteria, request = self._criteria(problem), request_of(problem.prompt)
-        questions = [
-            judge_prompts.criterion(request, attempt.final_text, criterion=one.text, reasons=self.reason)
-            for one in criteria
-        ]
+
+        def questions(special_tokens: Sequence[str]) -> list[Question]:
+            manner: Any = {"reasons": self.reason, "special_tokens": special_tokens}
+            return [
+                judge_prompts.criterion(request, attempt.final_text, criterion=one.text, **manner)
+                for one in criteria
+            ]
+
         told = self.choices(questions)
         if isinstance(told, str):
             return Verdict.undecided(f"a criterion is undecided: {told}"[:500])
@@ -183,10 +206,13 @@ class JudgeScore(Judged):
 
     def verify(self, problem: Problem, attempt: Attempt) -> Verdict:
         """The expected score as a reward; undecided without a clear judgement."""
-        question = judge_prompts.score(
-            request_of(problem.prompt), attempt.final_text, principle=self.principle, reasons=self.reason
-        )
-        told = self.choices([question])
+        request, manner = request_of(problem.prompt), {"principle": self.principle, "reasons": self.reason}
+
+        def question(special_tokens: Sequence[str]) -> list[Question]:
+            given: Any = {**manner, "special_tokens": special_tokens}
+            return [judge_prompts.score(request, attempt.final_text, **given)]
+
+        told = self.choices(question)
         if isinstance(told, str):
             return Verdict.undecided(told[:500])
         score = judge_reading.expected_score(told[0].probs)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.judge_server import Scripted, parts
-from verigrad.verifiers import judge_client, registry
+from verigrad.verifiers import judge_client, registry, services
 from verigrad.verifiers.base import Attempt, Problem
 from verigrad.verifiers.isolation import VerifierPool
 
@@ -146,6 +146,23 @@ def test_a_model_of_ones_own_is_one_service_for_all_workers():
     assert first.services[0].key == other.services[0].key
     assert first.learned
     assert registry.load("judge_score", {"model": "m", "url": "http://x/v1"}).policy.services == ()
+
+
+def test_the_special_tokens_of_a_served_judge_are_broken_up(tmp_path):
+    loaded = registry.load("judge_score", {"model": "m"})
+    where = {loaded.policy.services[0].key: str(tmp_path / "socket")}
+    services.announce(where)
+    try:
+        with Scripted(lambda *_: "9", uds=tmp_path / "socket") as server:
+            (lost,) = loaded.judge(PROBLEM, [Attempt("a <tool> b")])
+            assert not lost.decided
+            assert "special tokens cannot be read" in lost.reason
+            (tmp_path / "special_tokens.json").write_text('["<tool>"]')
+            (verdict,) = loaded.judge(PROBLEM, [Attempt("a <tool> b")])
+    finally:
+        services.forget(where)
+    assert verdict.decided
+    assert "a < tool> b" in server.requests[0]["messages"][0]["content"]
 
 
 def test_what_samples_is_not_remembered():
