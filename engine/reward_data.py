@@ -19,6 +19,7 @@ from verigrad.engine.reward_text import Text, TextEncoder
 from verigrad.engine.reward_votes import VotedRows
 from verigrad.engine.rollout_pairs import is_run, pairs_of_run
 from verigrad.engine.rows import BadRow, Rows, read_rows
+from verigrad.engine.settings import EvalSet, MixSet
 from verigrad.engine.sft_rows import renamed
 
 EXPECTED = {
@@ -214,7 +215,8 @@ def comparisons(cfg: Config, encoder: TextEncoder) -> Form[Comparison]:
 
 def columns_of(cfg: Config, path: str) -> Mapping[str, str]:
     """Our column name -> the file's, of the set with this path."""
-    return next((one.columns for one in cfg.data.mix.values() if one.path == path), cfg.data.columns)
+    named: list[MixSet | EvalSet] = [*cfg.data.mix.values(), *cfg.data.evals.values()]
+    return next((one.columns for one in named if one.path == path), cfg.data.columns)
 
 
 def labelled_steps(cfg: Config, encoder: TextEncoder) -> Form[LabelledSteps]:

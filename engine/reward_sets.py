@@ -15,7 +15,6 @@ from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.data import choose, digest, hash_of_all
 from verigrad.engine.examples import Examples, Form, scan
 from verigrad.engine.mixture import Joined, MixtureStream, Part
-from verigrad.engine.rows import read_rows
 
 E = TypeVar("E")
 
@@ -82,7 +81,7 @@ def read_sets(cfg: Config, form: Form[E]) -> RewardData[E]:
             raise ConfigError(
                 f"data.evals.{name} has the name of another held-out set; call it something else"
             )
-        rows = read_rows(one.path, split=one.split, seed=seed, options=one.options)
+        rows = form.open_rows(one.path, split=one.split, seed=seed, options=one.options)
         table = scan(rows, form, columns=one.columns, on_bad_row=cfg.data.on_bad_row, name=one.path)
         if table.num_skipped:
             notes.append(f"{name}: {table.num_skipped} malformed rows skipped: {table.first_skipped}")

@@ -166,6 +166,21 @@ def test_a_drawn_vote_is_a_tie(tmp_path):
     assert most.row(0)["p_chosen"] == 0.5
 
 
+def test_votes_of_a_held_out_set_become_one_row_too(tmp_path):
+    said = [
+        {"prompt": "9=", "better": chosen, "worse": rejected}
+        for chosen, rejected in (("2", "3"), ("3", "2"), ("3", "2"))
+    ]
+    write_lines(tmp_path / "bench.jsonl", said)
+    bench = {"path": str(tmp_path / "bench.jsonl"), "columns": {"chosen": "better", "rejected": "worse"}}
+    rows = [row(prompt=f"{k}=") for k in range(6)]
+    for votes, num in (("each", 3), ("majority", 1)):
+        data = read(tmp_path, rows, data={"evals": {"bench": bench}}, reward={"votes": votes})
+        assert len(data.evals["bench"]) == num
+    assert list(data.evals["bench"][0].answers) == ["3", "2"]
+    assert len(data.kept) == 4
+
+
 def test_alpha_by_hand():
     # Four units, two votes each, one disagreement: votes 5 first, 3 second. Observed 2, expected 30/7.
     counts = np.array([[2, 0], [2, 0], [0, 2], [1, 1]], float)
