@@ -180,6 +180,21 @@ def test_honest_programs(code):
     assert tampers(f"```python\n{code}\n```") == ""
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "````python\nx = 1\n```\nx = 1\nos._exit(0)\n````",
+        "~~~python\nx = 1\n```\nx = 1\nos._exit(0)\n~~~",
+        "```python\nx = 1\n~~~\nx = 1\nos._exit(0)\n```",
+        "```python\nos._exit(0)\n" + "x = 1\n" * 20_000 + "```\n",
+        "```python\n" + "x = 1\n" * 20_000 + "os._exit(0)\n```\n",
+    ],
+)
+def test_no_fence_within_and_no_length_hides_a_program(text):
+    assert tampers(text) == "ends the process"
+    assert not tampers(f"{text}\n".replace("os._exit(0)", "pass") + "Never call os._exit(0).")
+
+
 def test_a_long_hostile_text_takes_no_time():
     for text in ("```\n" * 20_000, "open('" * 10_000, "> " * 30_000, "__" * 30_000):
         tampers(text, runs_code=True)
