@@ -52,6 +52,7 @@ def command_of(socket: str, options: dict[str, Any]) -> list[str]:
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model.folder,
         "--served-model-name", "judge", "--uds", socket, "--disable-log-stats",
+        "--disable-uvicorn-access-log",
         "--generation-config", "vllm", "--max-logprobs", "20",
     ]  # fmt: skip
     if not getattr(model.tokenizer, "chat_template", None):

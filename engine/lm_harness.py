@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import math
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,10 @@ def by_document(folder: str, wanted: LmEval) -> dict[str, dict[str, float]]:
 def _scores(samples: Any) -> list[tuple[str, float]]:
     rows = []
     for sample in samples:
-        name = next((metric for metric in METRICS if metric in sample), None)
-        value = math.nan if name is None else float(sample[name])
+        # Some tasks give a tuple for their f1, from which only the whole table makes a number.
+        value = next((sample[name] for name in METRICS if isinstance(sample.get(name), Real)), math.nan)
         if math.isfinite(value):
-            rows.append((str(sample["doc_id"]), value))
+            rows.append((str(sample["doc_id"]), float(value)))
     return rows
 
 
