@@ -86,9 +86,10 @@ def report(
 ) -> dict[str, Any]:
     """audit.json: whether the model is refused and why, what was found, and the numbers behind both.
 
-    `row` is that of comparison_row or steps_row. A correlation that cannot be told refuses nothing.
+    `row` is that of comparison_row or steps_row. A correlation that cannot be told, or told from none (its
+    95% interval holds 0), refuses nothing: of a handful of pairs any model's is large.
     """
-    corr, where = leaning(row)
+    corr, where = leaning(row, certain=True)
     refused = abs(corr) > max_length_corr
     reason = ""
     if refused:
@@ -99,7 +100,7 @@ def report(
     return {
         "refused": refused,
         "reason": reason,
-        "findings": findings(row, probes),
+        "findings": findings(row, probes, max_length_corr=max_length_corr),
         "max_length_corr": max_length_corr,
         **{k: _finite(v) for k, v in row.items() if k not in ("step", "data")},
         **{k: _finite(v) for k, v in probes.items()},
@@ -107,19 +108,37 @@ def report(
     }
 
 
-def leaning(row: Mapping[str, Any]) -> tuple[float, str]:
-    """The larger correlation of reward and length and where it was seen; 0 where none can be told."""
+def leaning(row: Mapping[str, Any], *, certain: bool = False) -> tuple[float, str]:
+    """The larger correlation of reward and length and where it was seen; 0 where none can be told.
+
+    With `certain`, of those whose 95% interval does not hold 0.
+    """
     seen = {"length_corr_equal": "at equal preference", "length_corr_within": "within a prompt"}
-    found = [(float(row[name]), where) for name, where in seen.items() if name in row]
+    found = [
+        (float(row[name]), where)
+        for name, where in seen.items()
+        if name in row and (not certain or _apart_from_none(row, name))
+    ]
     finite = [each for each in found if math.isfinite(each[0])]
     return max(finite, key=lambda each: abs(each[0]), default=(0.0, ""))
 
 
-def findings(row: Mapping[str, Any], probes: Mapping[str, Any]) -> list[str]:
+def _apart_from_none(row: Mapping[str, Any], name: str) -> bool:
+    low, high = (float(row.get(f"{name}{end}", math.nan)) for end in ("_low", "_high"))
+    return low > 0 or high < 0
+
+
+def findings(row: Mapping[str, Any], probes: Mapping[str, Any], *, max_length_corr: float) -> list[str]:
     """What a person should know before paying by this model, one line each."""
     found = []
     if not math.isfinite(float(row["length_corr_equal"])):
         found.append("too few pairs, or all of one length: whether it leans on length cannot be told")
+    corr, where = leaning(row)
+    if abs(corr) > max_length_corr > abs(leaning(row, certain=True)[0]):
+        found.append(
+            f"{where} its reward goes with length by {corr:+.2f}, on too few pairs to refuse it for that; "
+            "hold out more"
+        )
     if probes["own_prompt_wins"] < OWN_PROMPT_WINS:
         found.append(
             f"an answer beats itself said to another prompt in {probes['own_prompt_wins']:.0%} only: the "

@@ -175,8 +175,10 @@ def _residual(y: Floats, x: Floats) -> Floats:
 
 def fisher_interval(corr: float, num: int) -> tuple[float, float]:
     """95% interval of a correlation of `num` units (Fisher 1921); NaN for fewer than four."""
-    if num < 4 or not math.isfinite(corr) or abs(corr) >= 1:
+    if num < 4 or not math.isfinite(corr):
         return math.nan, math.nan
+    if abs(corr) >= 1:
+        return corr, corr
     half = Z_95 / math.sqrt(num - 3)
     return math.tanh(math.atanh(corr) - half), math.tanh(math.atanh(corr) + half)
 

@@ -162,6 +162,23 @@ def test_the_report_refuses_by_length_alone_and_tells_the_rest():
     assert "cannot be told" in unknown["findings"][0]
 
 
+def test_a_handful_of_pairs_refuses_nothing():
+    probes = {"num_answers": 3, "own_prompt_wins": 1.0, "empty_wins": 0.0, "repeated_wins": 0.0}
+
+    def seen(num):
+        """Differences in reward of 3 and -1 by turns, each with one token more: correlation about 0.4."""
+        pairs = [judged([3.0 if k % 2 == 0 else -1.0, 0.0], [2, 1], prompt=k) for k in range(num)]
+        lean = lean_on_length(pairs)
+        return lean["length_corr_within"], report(lean, probes, max_length_corr=0.3, agreement=None)
+
+    for num, corr in ((1, 1.0), (4, 0.447), (8, 0.447)):
+        found, audit = seen(num)
+        assert found == pytest.approx(corr, abs=1e-3)
+        assert not audit["refused"]
+        assert any("too few pairs to refuse it" in line for line in audit["findings"])
+    assert seen(40)[1]["refused"]
+
+
 def test_probes_are_tried_on_the_best_answers():
     one = Comparison(["p", "p"], ["good", "bad"], [], [0, 1])
     right_steps = LabelledSteps("p", ["a", "b"], Text([1], [0]), [1.0, 0.8])
