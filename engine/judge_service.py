@@ -27,7 +27,10 @@ def main() -> int:
     try:
         command = command_of(socket, options)
     except (ConfigError, WorkError) as error:
-        print(f"verigrad: {' '.join(str(error).split())}", file=sys.stderr)
+        line = " ".join(str(error).split())
+        for theirs, ours in (("policy.model", "model"), ("policy.options", "model_options")):
+            line = line.replace(theirs, ours)  # as the verifier calls its options
+        print(f"verigrad: {line}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     os.execv(command[0], command)

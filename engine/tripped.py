@@ -123,7 +123,7 @@ def require_change(trip: Trip, monitor: MonitorConfig, run_folder: Path) -> None
     names = [trip.setting, *CHANGES]
     if trip.setting in OF_SECOND:
         names += ["verifier", "verifier_options"]
-    if any(now[name] != trip.monitor[name] for name in names):
+    if any(now[name] != trip.monitor.get(name, now[name]) for name in names):
         return
     done = "rolled back to before that" if trip.action == "rollback" else "paused"
     raise ConfigError(

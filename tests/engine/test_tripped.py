@@ -229,6 +229,11 @@ def test_what_lets_a_tripped_run_go_on(tmp_path, change, goes_on):
             tripped.require_change(a_trip(), monitor, tmp_path)
 
 
+def test_a_setting_that_the_record_does_not_know_has_not_changed(tmp_path):
+    with pytest.raises(ConfigError, match="was paused at step 7"):
+        tripped.require_change(a_trip(monitor={}), config().monitor, tmp_path)
+
+
 def test_a_record_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "tripped").mkdir()
     for text in ("{", "[]", json.dumps({"step": 1})):

@@ -1,0 +1,28 @@
+"""The judge that vLLM serves: what is refused, and what lies beside its socket."""
+
+import json
+import sys
+
+import pytest
+
+from tests.tiny import model_folder
+from verigrad.engine import judge_service
+from verigrad.verifiers.service_keeper import Lease, ServiceRefused
+from verigrad.verifiers.services import Service
+
+
+@pytest.mark.vllm
+def test_a_model_that_is_not_there_is_the_users_to_mend():
+    options = {"model": "/nowhere/x", "model_options": {}, "memory_gb": 0.1}
+    with pytest.raises(ServiceRefused, match=r"^model = '/nowhere/x': no such folder[^\n]*$"):
+        Lease([Service(judge_service.__name__, options)])
+
+
+@pytest.mark.vllm
+def test_template_and_special_tokens_lie_beside_the_socket(tmp_path):
+    options = {"model": model_folder(), "model_options": {}, "memory_gb": 0.1}
+    command = judge_service.command_of(str(tmp_path / "socket"), options)
+    assert command[0] == sys.executable
+    assert command[-1] == str(int(0.1 * 2**30)) or "--kv-cache-memory-bytes" not in command
+    assert command[command.index("--chat-template") + 1] == str(tmp_path / "plain.jinja")
+    assert "<eos>" in json.loads((tmp_path / "special_tokens.json").read_text())
