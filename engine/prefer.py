@@ -25,7 +25,7 @@ from verigrad.engine.preference_loss import AnswerLossFn, PairLossFn, build
 from verigrad.engine.prompts import Prompter
 from verigrad.engine.schema import Metrics
 from verigrad.engine.screen import Screen
-from verigrad.engine.sft import ratio_interval, require_positions
+from verigrad.engine.sft import positions_of, ratio_interval, require_positions
 from verigrad.engine.sft_rows import Encoder
 
 
@@ -64,8 +64,9 @@ class PreferTask:
         folder = model.folder if run.resume_from is None else str(run.resume_from[1])
         policy = Policy(cfg, folder, tokenizer=model.tokenizer, start_folder=model.folder)
         require_positions(policy.model.config, dataset.longest, setting="prefer.max_length")
-        train = completed(cfg, dataset.train)
-        held_out = {name: completed(cfg, one) for name, one in dataset.held_out.items()}
+        most = min(cfg.prefer.max_length, positions_of(policy.model.config) or cfg.prefer.max_length)
+        train = completed(cfg, dataset.train, max_length=most)
+        held_out = {name: completed(cfg, one, max_length=most) for name, one in dataset.held_out.items()}
         if PREFERENCES[cfg.prefer.loss].reference:
             reference = Reference(cfg, run, screen, policy, model, prompter.template_hash)
             train = reference.attached(train)
@@ -135,10 +136,9 @@ def load(cfg: Config, run: OfflineRun, encoder: Encoder) -> Mixture[Any]:
     return dataset
 
 
-def completed(cfg: Config, source: Any) -> reference_cache.Source:
+def completed(cfg: Config, source: Any, *, max_length: int) -> reference_cache.Source:
     """Examples with all that the loss needs of each but what the reference says."""
-    paired = PREFERENCES[cfg.prefer.loss].paired
-    return source if paired else WithTwins(source, max_length=cfg.prefer.max_length)
+    return source if PREFERENCES[cfg.prefer.loss].paired else WithTwins(source, max_length=max_length)
 
 
 # Reference -------------------------------------------------------------------------------------------------

@@ -126,12 +126,18 @@ class SftTask:
         self.policy.save_model(folder)
 
 
-def require_positions(config: Any, longest: int, *, setting: str) -> None:
-    """Refuse examples longer than the model's positions, where its config says how many there are."""
+def positions_of(config: Any) -> int | None:
+    """The longest sequence a model was made for, where its config says so and nothing stretches it."""
     text = config.get_text_config()
     rope = getattr(text, "rope_scaling", None) or getattr(text, "rope_parameters", None) or {}
     num_positions = getattr(text, "max_position_embeddings", None)
-    if isinstance(num_positions, int) and "factor" not in rope and longest > num_positions:
+    return num_positions if isinstance(num_positions, int) and "factor" not in rope else None
+
+
+def require_positions(config: Any, longest: int, *, setting: str) -> None:
+    """Refuse examples longer than the model's positions, where its config says how many there are."""
+    num_positions = positions_of(config)
+    if num_positions is not None and longest > num_positions:
         raise ConfigError(
             f"the longest example has {longest} tokens, more than the {num_positions} positions of "
             f"policy.model; set {setting} = {num_positions} and data.on_bad_row = 'skip'"
