@@ -64,10 +64,11 @@ def command_of(socket: str, options: dict[str, Any]) -> list[str]:
         command += ["--chat-template", str(template)]
     import torch
 
-    if not torch.cuda.is_available():
-        num_bytes = int(options["memory_gb"] * 2**30)
-        command += ["--enforce-eager", "--dtype", "float32", "--kv-cache-memory-bytes", str(num_bytes)]
-    return command
+    # The cache has a size of its own, so that the trainer and its sampler find the device as they left it.
+    command += ["--kv-cache-memory-bytes", str(int(options["memory_gb"] * 2**30))]
+    if torch.cuda.is_available():
+        return [*command, "--gpu-memory-utilization", "0.05"]  # what must be free at the start
+    return [*command, "--enforce-eager", "--dtype", "float32"]
 
 
 if __name__ == "__main__":

@@ -54,6 +54,12 @@ class Asked:
     score: "Future[Score]" = field(default_factory=Future)
 
 
+def is_lasting(error: Exception) -> bool:
+    """Whether the device itself failed, as after an illegal access; memory that ran out is there again."""
+    text = str(error)
+    return "CUDA error" in text and "out of memory" not in text
+
+
 class Batcher:
     """The model, and one thread that scores whatever is waiting; `ask` may be called from any thread."""
 
@@ -116,6 +122,8 @@ class Batcher:
                     self._score([one])
                 return
             log.exception("the reward model failed")
+            if is_lasting(error):
+                os._exit(1)  # nothing this process does on the device succeeds any more: start another
             line = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
             scores = [{"error": line}]
         self.num_batches, self.num_scored = self.num_batches + 1, self.num_scored + len(batch)

@@ -16,7 +16,7 @@ from verigrad.engine import reward_model, reward_service
 from verigrad.engine.config import ConfigError
 from verigrad.engine.reward_card import Card
 from verigrad.engine.reward_model import Scored
-from verigrad.engine.reward_service import Batcher, answered, with_solution
+from verigrad.engine.reward_service import Batcher, answered, is_lasting, with_solution
 from verigrad.verifiers import registry, services
 from verigrad.verifiers.audit_cases import Row
 from verigrad.verifiers.audit_learned import learned_results
@@ -347,3 +347,9 @@ def test_an_audit_says_what_a_learned_reward_pays_for(pays, statuses):
 def test_wrong_options_are_refused_before_anything_starts(options, says):
     with pytest.raises(ValueError, match=says):
         VerifierPool("reward_model", options=options)
+
+
+def test_a_device_that_failed_for_good_is_told_from_memory_that_ran_out():
+    assert is_lasting(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not is_lasting(RuntimeError("CUDA error: out of memory"))
+    assert not is_lasting(ValueError("a text of 9 tokens"))
