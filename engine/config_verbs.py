@@ -94,7 +94,10 @@ def unread(tree: Mapping[str, Any], verb: Verb) -> Iterator[str]:
         if section not in Config.model_fields:
             continue
         if section in OWN_SECTIONS and section != verb:
-            yield f"[{section}] is for `verigrad {section}` and has no effect on `verigrad {verb}`; remove it"
+            yield (
+                f"[{section}] is for `verigrad {section}` and has no effect on `verigrad {verb}`; use that "
+                "command, or remove it"
+            )
         elif section not in SECTIONS[verb]:
             names.append(f"[{section}]")
         elif isinstance(values, dict):

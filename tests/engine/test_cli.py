@@ -231,4 +231,7 @@ def test_without_a_verb_the_verbs_are_named(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.parse([])
     assert ended.value.code == 2
-    assert "what is to be done? train, sft, sample, algorithms, eval" in capsys.readouterr().err
+    assert (
+        "what is to be done? train, sft, prefer, reward, label, sample, algorithms, eval"
+        in capsys.readouterr().err
+    )

@@ -167,7 +167,8 @@ def test_which_problems_are_sampled_depends_on_the_seed_and_not_on_how_many():
         ("sample.keep_per_problem=49", "more than sample.num_samples = 48, so no problem ever has as many"),
         ("sample.num_samples=0", "sample.num_samples = 0"),
         ("sample.min_reward=nan", "sample.min_reward = nan"),
-        ("sample.keep=2", "sample.keep is not a setting"),
+        ("sample.keep=2", "sample.keep = 2: input should be 'accepted' or 'all'"),
+        ("sample.keeps=2", "sample.keeps is not a setting"),
     ],
 )
 def test_what_has_no_effect_or_cannot_be_is_refused(tmp_path, overrides, says):

@@ -266,7 +266,8 @@ def parts_of(**sections):
     cfg = tiny_config(**sections)
     folder, algorithm = model_folder(), algorithms.build(cfg)
     made = Policy(cfg, folder, tokenizer=tokenizer(), start_folder=folder)
-    return cfg, SimpleNamespace(policy=made, algorithm=algorithm, coefs=algorithm.coefs, nonfinite_in_row=1)
+    parts = {"policy": made, "algorithm": algorithm, "coefs": algorithm.coefs, "critic": None}
+    return cfg, SimpleNamespace(**parts, nonfinite_in_row=1)
 
 
 def snapshot(policy):
@@ -278,9 +279,9 @@ def record_updates(monkeypatch, stub):
     """The batches, coefficients and `first` of each optimizer step, as they come."""
     seen, real = [], stub.policy.update
 
-    def update(batches, loss, coefs, *, step, first):
+    def update(batches, loss, coefs, *, step, first, beside):
         seen.append((batches, coefs, first))
-        return real(batches, loss, coefs, step=step, first=first)
+        return real(batches, loss, coefs, step=step, first=first, beside=beside)
 
     monkeypatch.setattr(stub.policy, "update", update)
     return seen
