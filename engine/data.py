@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verigrad.engine.config import ConfigError, DataConfig
+from verigrad.engine.epochs import Epochs
 from verigrad.engine.rows import BadRow, Rows, read_rows, short_name
 from verigrad.verifiers.base import Problem
 
@@ -387,33 +388,16 @@ def hash_of_all(contents: NDArray[np.uint64]) -> str:
     return hashlib.blake2b(contents.astype("<u8").tobytes(), digest_size=8).hexdigest()
 
 
-class ProblemStream(Iterator[Problem]):
-    """Problems without end: every epoch visits each once, in an order of its own."""
+class ProblemStream(Epochs[Problem], Iterator[Problem]):
+    """Problems without end."""
 
     def __init__(self, problems: Sequence[Problem], *, seed: int, shuffle: bool) -> None:
         if not problems:
             raise ConfigError("no problems to draw from. Bring data with at least one.")
-        self._problems = problems
-        self._seed, self._shuffle = seed, shuffle
-        self._identity = {"seed": seed, "shuffle": shuffle, "fingerprint": fingerprint_of(problems)}
-        self._start(epoch=0, position=0)
-
-    def _start(self, *, epoch: int, position: int) -> None:
-        self._epoch, self._position = epoch, position
-        self._order = np.arange(len(self._problems))  # [P]
-        if self._shuffle:
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._order)
+        super().__init__(problems, seed=seed, shuffle=shuffle, fingerprint=fingerprint_of(problems))
 
     def __next__(self) -> Problem:
-        if self._position == len(self._order):
-            self._start(epoch=self._epoch + 1, position=0)
-        problem = self._problems[int(self._order[self._position])]
-        self._position += 1
-        return problem
-
-    def next_batch(self, num_problems: int) -> list[Problem]:
-        """The next problems; a batch may run from one epoch into the next."""
-        return [next(self) for _ in range(num_problems)]
+        return self.draw()
 
     def observe(self, groups: Sequence["VerifiedGroup"]) -> None:
         """What came of the problems; a plain stream does not mind."""
@@ -421,18 +405,3 @@ class ProblemStream(Iterator[Problem]):
     def metrics(self) -> dict[str, float]:
         """Nothing to tell; a curriculum has more."""
         return {}
-
-    def state(self) -> dict[str, Any]:
-        """Where the stream stands, for JSON."""
-        return {**self._identity, "epoch": self._epoch, "position": self._position}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken; refused if it belongs to other data or another order."""
-        changed = [name for name, value in self._identity.items() if state.get(name) != value]
-        if changed:
-            raise ConfigError(
-                f"the checkpoint's place in the data does not fit: {changed[0]} was "
-                f"{state.get(changed[0])!r}, is {self._identity[changed[0]]!r}. "
-                "Restore the run's data, or start a new run."
-            )
-        self._start(epoch=int(state["epoch"]), position=int(state["position"]))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from verigrad.engine.config import ConfigError, DataConfig
 from verigrad.engine.data import choose, digest, hash_of_all, normalised, path_of
+from verigrad.engine.epochs import Epochs
 from verigrad.engine.rows import BadRow, Rows, read_rows, short_name
 
 E = TypeVar("E")
@@ -246,46 +247,8 @@ class Fingerprinted(Protocol[E_co]):
     def __getitem__(self, index: int, /) -> E_co: ...
 
 
-class ExampleStream(Generic[E]):
-    """Examples without end: every epoch visits each once, in a seeded order of its own."""
+class ExampleStream(Epochs[E]):
+    """Examples without end."""
 
     def __init__(self, examples: Fingerprinted[E], *, seed: int, shuffle: bool) -> None:
-        self._examples, self._seed, self._shuffle = examples, seed, shuffle
-        self._identity = {"seed": seed, "shuffle": shuffle, "fingerprint": examples.fingerprint}
-        self._start(epoch=0, position=0)
-
-    def _start(self, *, epoch: int, position: int) -> None:
-        self._epoch, self._position = epoch, position
-        self._order = np.arange(len(self._examples))  # [N]
-        if self._shuffle:
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._order)
-
-    @property
-    def epoch(self) -> float:
-        """Times all examples were drawn, the running one as its share."""
-        return self._epoch + self._position / len(self._order)
-
-    def next_batch(self, num: int) -> list[E]:
-        """The next examples; a batch may run from one epoch into the next."""
-        batch = []
-        for _ in range(num):
-            if self._position == len(self._order):
-                self._start(epoch=self._epoch + 1, position=0)
-            batch.append(self._examples[int(self._order[self._position])])
-            self._position += 1
-        return batch
-
-    def state(self) -> dict[str, Any]:
-        """Where the stream stands, for JSON."""
-        return {**self._identity, "epoch": self._epoch, "position": self._position}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken; refused if it belongs to other data or another order."""
-        changed = [name for name, value in self._identity.items() if state.get(name) != value]
-        if changed:
-            raise ConfigError(
-                f"the checkpoint's place in the data does not fit: {changed[0]} was "
-                f"{state.get(changed[0])!r}, is {self._identity[changed[0]]!r}. "
-                "Restore the run's data, or start a new run."
-            )
-        self._start(epoch=int(state["epoch"]), position=int(state["position"]))
+        super().__init__(examples, seed=seed, shuffle=shuffle, fingerprint=examples.fingerprint)

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import math
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ class Reader:
         return cls(where, getattr(torch, dtype), tokens_per_batch)
 
 
-class _Model:
+class _Model(ABC):
     """What both kinds of single model share."""
 
     def __init__(self, model: Any, tokenizer: Any, card: Card, reader: Reader) -> None:
@@ -118,11 +119,13 @@ class _Model:
         """The reward of each answer; WorkError for one that cannot be read."""
         return _rewards(self.judge(prompts, responses))
 
+    @abstractmethod
     def _encode(self, prompt: Prompt, response: str) -> Text:
-        raise NotImplementedError
+        """The ids to read, and where the head is asked; BadRow for what cannot be read."""
 
+    @abstractmethod
     def _scored(self, values: torch.Tensor) -> Scored:
-        raise NotImplementedError
+        """What the head said [N, C] -> the answer's reward."""
 
 
 class RewardModel(_Model):

@@ -6,6 +6,7 @@ services.py); in a worker there is only this client. docs/verifiers/reward_model
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ ALLOWANCE_S = 5.0  # of a check, beyond the time that its request may take
 SAMPLED_BYTES = 2**16  # of each end of a file of weights, for the verifier's version
 
 
-class LearnedReward:
+class LearnedReward(ABC):
     """What both kinds share: the service, the reading of options, and verdicts of what it answers."""
 
     kind = "pairs"
@@ -83,11 +84,11 @@ class LearnedReward:
         """What an answer earns that the model cannot read."""
         return 0.0
 
+    @abstractmethod
     def reading(
         self, score: Mapping[str, Any], said: Mapping[str, Any]
     ) -> tuple[float, dict[str, float], str]:
         """A score and the model's own numbers -> the reward, its parts, and a line about it."""
-        raise NotImplementedError
 
 
 class RewardModel(LearnedReward):
