@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from verigrad.engine.aggregation import AggregateFn
+from verigrad.engine.prefixes import size_of
 from verigrad.engine.schema import PackedBatch, Rollout, ScoredGroup
 
 
@@ -25,14 +26,16 @@ def pack(
     max_tokens: int,
     overlong_filter: bool = False,
     together: bool = False,
+    share_prefixes: bool = True,
     first_group: int = 0,
 ) -> list[PackedBatch]:
-    """All that one optimizer step trains on, as batches of at most `max_tokens` tokens.
+    """All that one optimizer step trains on, as batches of which at most `max_tokens` tokens are computed.
 
-    Left out: rollouts with an undecided verdict and, with `overlong_filter`, truncated ones. Token weights
-    are fixed here, over the whole step, so the loss does not depend on how the rollouts were packed. Groups
-    are numbered from `first_group`. With `together` no group is divided between batches, and rollouts of
-    advantage 0, of which no pair is made, are left out too.
+    With `share_prefixes` a group's rollouts lie in as few batches as they fit in, and what they begin with
+    alike counts once in each. Left out: rollouts with an undecided verdict and, with `overlong_filter`,
+    truncated ones. Token weights are fixed here, over the whole step, so the loss does not depend on how the
+    rollouts were packed. Groups are numbered from `first_group`. With `together` no group is divided between
+    batches, and rollouts of advantage 0, of which no pair is made, are left out too.
     """
     members = [
         (rollout, advantage, index, verdict.outcome == "right")
@@ -49,7 +52,11 @@ def pack(
         _Row(rollout, advantage, weight, first_group + index, 1.0 / num_right if right else 0.0)
         for (rollout, advantage, index, right), weight in zip(members, aggregate(counts), strict=True)
     ]
-    return [_lay_out(rows) for rows in (_by_group if together else _first_fit)(rows, max_tokens)]
+    if together or share_prefixes:
+        bins = _by_group(rows, max_tokens, share=share_prefixes, divide=not together)
+    else:
+        bins = _first_fit(rows, max_tokens)
+    return [_lay_out(rows) for rows in bins]
 
 
 def lay_out(rollouts: Sequence[Rollout]) -> PackedBatch:
@@ -62,18 +69,39 @@ def _first_fit(rows: Sequence[_Row], max_tokens: int) -> list[list[_Row]]:
     return [[rows[index] for index in members] for members in bins]
 
 
-def _by_group(rows: Sequence[_Row], max_tokens: int) -> list[list[_Row]]:
-    """As _first_fit, of whole groups; longest rows first in each batch."""
+def _by_group(rows: Sequence[_Row], max_tokens: int, *, share: bool, divide: bool) -> list[list[_Row]]:
+    """As _first_fit, of whole groups, too large ones divided or else refused; longest rows first in each."""
     groups: dict[int, list[_Row]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
     units = list(groups.values())
-    sizes = [sum(_length(row.rollout) for row in unit) for unit in units]
+    if divide:
+        units = [part for unit in units for part in _parts(unit, max_tokens, share=share)]
+    sizes = [_size(unit, share=share) for unit in units]
     bins = first_fit(sizes, max_tokens, what="a group's paired rollouts")
     return [
         sorted((row for index in members for row in units[index]), key=lambda r: -_length(r.rollout))
         for members in bins
     ]
+
+
+def _parts(rows: Sequence[_Row], max_tokens: int, *, share: bool) -> list[list[_Row]]:
+    """A group's rows as they are if they fit, else the longest ones first, as many as fit, and so on."""
+    if _size(rows, share=share) <= max_tokens:
+        return [list(rows)]
+    parts: list[list[_Row]] = []
+    for row in sorted(rows, key=lambda row: -_length(row.rollout)):
+        if _length(row.rollout) > max_tokens:
+            first_fit([_length(row.rollout)], max_tokens, what="a rollout")  # says so
+        if parts and _size([*parts[-1], row], share=share) <= max_tokens:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return parts
+
+
+def _size(rows: Sequence[_Row], *, share: bool) -> int:
+    return size_of([row.rollout.token_ids for row in rows], share=share)
 
 
 def first_fit(sizes: Sequence[int], max_tokens: int, *, what: str) -> list[list[int]]:

@@ -1,7 +1,6 @@
-"""Causal attention over packed rollouts, none of which sees another."""
+"""Causal attention over packed rollouts, none of which sees another; common beginnings are computed once."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,74 +10,112 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from verigrad.engine.config import ConfigError
+from verigrad.engine.prefixes import Layout, Run
 
 NAME = "verigrad_packed"
-Run = tuple[
-    int, int, int
-]  # (start, rollouts, tokens in each): neighbours of equal length, attended in one call
+QUERIES = 1024  # attended to at once after a past: an explicit mask [QUERIES, past + length] stays small
 
 
-def runs_of(cu_seqlens: Tensor) -> list[Run]:
-    """Boundaries [S+1] to runs of neighbouring rollouts of equal length."""
-    bounds = cu_seqlens.tolist()
-    runs: list[Run] = []
-    for start, end in pairwise(bounds):
-        length = end - start
-        if runs and runs[-1][2] == length:
-            first, count, _ = runs[-1]
-            runs[-1] = (first, count + 1, length)
-        else:
-            runs.append((start, 1, length))
-    return runs
+def last_hidden(model: Any, layout: Layout, *, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    """Last hidden states [C, H] of the computed columns; `layout.places` finds those of each column [T].
+
+    `model` is a transformers model with a head, its attention NAME.
+    """
+    device = next(model.parameters()).device
+    layout = layout.to(device)
+    columns = layout.columns
+    hidden: Tensor = model.base_model(
+        input_ids=input_ids.to(device)[columns][None],
+        position_ids=position_ids.to(device)[columns][None],
+        use_cache=False,
+        packed_layout=layout,
+    ).last_hidden_state[0]
+    return hidden
 
 
 def packed_attention(
     module: torch.nn.Module,
-    query: Tensor,  # [1, heads, T, D]
-    key: Tensor,  # [1, kv_heads, T, D]
-    value: Tensor,  # [1, kv_heads, T, D]
+    query: Tensor,  # [1, heads, C, D]
+    key: Tensor,  # [1, kv_heads, C, D]
+    value: Tensor,  # [1, kv_heads, C, D]
     attention_mask: Tensor | None,
     *,
-    packed_runs: Sequence[Run],
+    packed_layout: Layout,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The transformers attention function: [1, T, heads, D] out; dropout is never applied."""
+    """The transformers attention function: [1, C, heads, D] out; dropout is never applied."""
     if softcap is not None or s_aux is not None:
         raise ConfigError(
             f"policy.model: {type(module).__name__} caps its attention scores or has attention sinks, which "
             "packed attention does not compute; use a model without them"
         )
+    runs = packed_layout.runs
     outputs = []
     # Split, not sliced one by one: each slice's gradient would be as long as the whole batch.
-    sizes = [run[1] * run[2] for run in packed_runs]
+    sizes = [run.count * run.length for run in runs]
     pieces = zip(*(torch.split_with_sizes(x[0], sizes, dim=1) for x in (query, key, value)), strict=True)
-    for (_start, count, length), piece in zip(packed_runs, pieces, strict=True):
-        q, k, v = (_split(x, count, length) for x in piece)
-        mask = None
-        if sliding_window is not None and length > sliding_window:
-            ahead = torch.arange(length, device=q.device)
-            distance = ahead[:, None] - ahead[None, :]
-            mask = (distance >= 0) & (distance < sliding_window)
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scaling,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
-        outputs.append(out.permute(0, 2, 1, 3).reshape(count * length, q.shape[1], q.shape[3]))
+    pasts = zip(*(_pasts(x[0], packed_layout) for x in (key, value)), strict=True)
+    for run, (q, k, v), (k_past, v_past) in zip(runs, pieces, pasts, strict=True):
+        q = _split(q, run.count)
+        k, v = (_after(past, own, run) for past, own in ((k_past, k), (v_past, v)))
+        out = _attend(q, k, v, run, scaling=scaling, sliding_window=sliding_window)
+        outputs.append(out.permute(0, 2, 1, 3).reshape(run.count * run.length, q.shape[1], q.shape[3]))
     return torch.cat(outputs)[None], None
 
 
-def _split(x: Tensor, count: int, length: int) -> Tensor:
+def _attend(
+    q: Tensor,  # [count, heads, length, D]
+    k: Tensor,  # [count, kv_heads, past + length, D]
+    v: Tensor,
+    run: Run,
+    *,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    """[count, heads, length, D]."""
+    grouped, total = q.shape[1] != k.shape[1], run.past + run.length
+    windowed = sliding_window is not None and total > sliding_window
+    if not run.past and not windowed:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+    parts = []
+    for start in range(0, run.length, QUERIES):
+        end = min(start + QUERIES, run.length)
+        seen = run.past + end
+        first = max(0, run.past + start - sliding_window + 1) if windowed and sliding_window else 0
+        ages = (
+            torch.arange(run.past + start, seen, device=q.device)[:, None]
+            - torch.arange(first, seen, device=q.device)[None, :]
+        )
+        mask = ages >= 0
+        if windowed and sliding_window:
+            mask &= ages < sliding_window
+        part = (q[:, :, start:end], k[:, :, first:seen], v[:, :, first:seen])
+        parts.append(F.scaled_dot_product_attention(*part, attn_mask=mask, scale=scaling, enable_gqa=grouped))
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+def _pasts(x: Tensor, layout: Layout) -> Sequence[Tensor | None]:
+    """Of each run what comes before its stretches, [kv_heads, count*past, D]; None where nothing does."""
+    sizes = [run.count * run.past for run in layout.runs]
+    if not any(sizes):
+        return [None] * len(sizes)
+    # Gathered at once, for the same reason.
+    return torch.split_with_sizes(x.index_select(1, layout.pasts), sizes, dim=1)
+
+
+def _after(past: Tensor | None, own: Tensor, run: Run) -> Tensor:
+    """[count, kv_heads, past + length, D]."""
+    own = _split(own, run.count)
+    return own if not run.past or past is None else torch.cat([_split(past, run.count), own], dim=2)
+
+
+def _split(x: Tensor, count: int) -> Tensor:
     """[heads, count*length, D] -> [count, heads, length, D]."""
-    return x.reshape(x.shape[0], count, length, x.shape[2]).transpose(0, 1)
+    return x.reshape(x.shape[0], count, -1, x.shape[2]).transpose(0, 1)
 
 
 AttentionInterface.register(NAME, packed_attention)

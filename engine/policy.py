@@ -19,7 +19,8 @@ from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.loss import LossFn, LossSums, merge, mismatch_sums
 from verigrad.engine.optim import build_optimizer, learning_rate
 from verigrad.engine.packed_attention import NAME as PACKED
-from verigrad.engine.packed_attention import runs_of
+from verigrad.engine.packed_attention import last_hidden
+from verigrad.engine.prefixes import layout_of
 from verigrad.engine.schema import Coefs, LossInputs, Metrics, PackedBatch
 from verigrad.kernels.linear_logprob import linear_collision, linear_logprob
 
@@ -253,14 +254,10 @@ class Policy:
 
     def hidden(self, model: Any, batch: PackedBatch) -> Tensor:
         """Last hidden states [N, H] of the N columns whose label counts, of a model with packed attention."""
+        layout = layout_of(batch.input_ids, batch.cu_seqlens, share=self.cfg.policy.share_prefixes)
         with self._autocast():
-            hidden: Tensor = model.base_model(
-                input_ids=batch.input_ids[None].to(self.device),
-                position_ids=batch.position_ids[None].to(self.device),
-                use_cache=False,
-                packed_runs=runs_of(batch.cu_seqlens),
-            ).last_hidden_state[0]
-        return hidden[batch.loss_mask.to(self.device)]
+            hidden = last_hidden(model, layout, input_ids=batch.input_ids, position_ids=batch.position_ids)
+        return hidden[layout.places[batch.loss_mask].to(self.device)]
 
     def _head(
         self, model: Any, hidden: Tensor, batch: PackedBatch, *, temperature: float, entropy: bool = True

@@ -83,7 +83,7 @@ class PreferTask:
         """One optimizer step over `prefer.batch_size` pairs or answers, and what was measured."""
         with self.run.timed("data"):
             drawn = self.stream.next_batch(self.cfg.prefer.batch_size)
-            batches = batches_of(drawn, self.cfg.policy.tokens_per_batch)
+            batches = packed(self.cfg, drawn)
             self.run.count_tokens([batch.sequences.packed for batch in batches])
         with self.run.timed("train"):
             done, metrics = update(self.policy, batches, self.loss, step=step)
@@ -96,7 +96,7 @@ class PreferTask:
 
     def _measured(self, step: int, name: str, held_out: reference_cache.Source) -> Row:
         drawn: list[Any] = [held_out[i] for i in range(len(held_out))]
-        seen = measure(self.policy, batches_of(drawn, self.cfg.policy.tokens_per_batch), self.loss)
+        seen = measure(self.policy, packed(self.cfg, drawn), self.loss)
         row: Row = {"step": step, "data": name, "num_examples": len(drawn)}
         prompts = held_out.prompts.tolist()
         columns = {"loss": seen.values, "accuracy": seen.agrees, "margin": seen.margins}
@@ -136,6 +136,12 @@ def load(cfg: Config, run: OfflineRun, encoder: Encoder) -> Mixture[Any]:
     return dataset
 
 
+def packed(cfg: Config, examples: Sequence[Any]) -> list[Any]:
+    """Examples of one kind as batches within the token budget."""
+    most, share = cfg.policy.tokens_per_batch, cfg.policy.share_prefixes
+    return batches_of(examples, most, share_prefixes=share)
+
+
 def completed(cfg: Config, source: Any, *, max_length: int) -> reference_cache.Source:
     """Examples with all that the loss needs of each but what the reference says."""
     return source if PREFERENCES[cfg.prefer.loss].paired else WithTwins(source, max_length=max_length)
@@ -167,7 +173,7 @@ class Reference:
 
     def _sums(self, drawn: Sequence[Any]) -> Sequence[tuple[float, float]]:
         """Two log-probabilities of each example under the starting model."""
-        batches = batches_of(drawn, self.cfg.policy.tokens_per_batch)
+        batches = packed(self.cfg, drawn)
         if self.policy.adapted:
             with lora.switched_off(self.policy.model):
                 return reference_sums(self.policy, batches)

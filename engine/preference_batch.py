@@ -25,6 +25,7 @@ from verigrad.engine.preference_loss import (
     Pairs,
     kl_estimate,
 )
+from verigrad.engine.prefixes import size_of
 from verigrad.engine.schema import Metrics, PackedBatch, Rollout
 from verigrad.engine.sft_rows import Example
 
@@ -101,13 +102,22 @@ def mismatched(answer: Example, other: Example, *, max_length: int) -> Example:
 
 
 @overload
-def batches_of(examples: Sequence[PairExample], max_tokens: int) -> list[PairBatch]: ...
-@overload
-def batches_of(examples: Sequence[LabelledExample], max_tokens: int) -> list[LabelledBatch]: ...
 def batches_of(
-    examples: Sequence[PairExample] | Sequence[LabelledExample], max_tokens: int
+    examples: Sequence[PairExample], max_tokens: int, *, share_prefixes: bool = ...
+) -> list[PairBatch]: ...
+@overload
+def batches_of(
+    examples: Sequence[LabelledExample], max_tokens: int, *, share_prefixes: bool = ...
+) -> list[LabelledBatch]: ...
+def batches_of(
+    examples: Sequence[PairExample] | Sequence[LabelledExample],
+    max_tokens: int,
+    *,
+    share_prefixes: bool = True,
 ) -> list[PairBatch] | list[LabelledBatch]:
-    """Examples of one kind as batches of at most `max_tokens` tokens, none of them split over two.
+    """Examples of one kind as batches of at most `max_tokens` computed tokens, none split over two.
+
+    With `share_prefixes` the prompt of a pair counts once.
 
     Raises ValueError for an example that does not fit; where only some have a reference's log-probability,
     and where nothing of an answer is learned.
@@ -117,7 +127,8 @@ def batches_of(
     if pairs and singles:
         raise ValueError("pairs and single answers cannot share a step; give examples of one kind")
     if pairs:
-        sizes = [len(pair.chosen.token_ids) + len(pair.rejected.token_ids) for pair in pairs]
+        texts = [(pair.chosen.token_ids, pair.rejected.token_ids) for pair in pairs]
+        sizes = [size_of(both, share=share_prefixes) for both in texts]
         return [_pair_batch(pairs, at) for at in first_fit(sizes, max_tokens, what="a pair")]
     sizes = [max(len(one.answer.token_ids), len(one.mismatched.token_ids)) for one in singles]
     return [_labelled_batch(singles, at) for at in first_fit(sizes, max_tokens, what="an answer")]

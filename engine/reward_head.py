@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 from verigrad.engine.config import ConfigError
 from verigrad.engine.packed_attention import NAME as PACKED
-from verigrad.engine.packed_attention import runs_of
+from verigrad.engine.packed_attention import last_hidden
+from verigrad.engine.prefixes import layout_of
 from verigrad.engine.reward_card import Card
 from verigrad.engine.reward_text import TextBatch
 
@@ -107,17 +108,13 @@ def choose_pad(model: Any, tokenizer: Any, end: int | None) -> int | None:
     return pad
 
 
-def outputs(model: Any, batch: TextBatch, *, autocast: bool) -> Tensor:
+def outputs(model: Any, batch: TextBatch, *, autocast: bool, share_prefixes: bool = True) -> Tensor:
     """What the head says at the columns of `batch.reads`: [R, 1] rewards or [R, 2] logits, float32."""
     device = next(model.parameters()).device
+    layout = layout_of(batch.input_ids, batch.cu_seqlens, share=share_prefixes)
     with _autocast(device, autocast):
-        hidden: Tensor = model.base_model(
-            input_ids=batch.input_ids[None].to(device),
-            position_ids=batch.position_ids[None].to(device),
-            use_cache=False,
-            packed_runs=runs_of(batch.cu_seqlens),
-        ).last_hidden_state[0]
-    read, head = hidden[batch.reads.to(device)].float(), head_of(model)
+        hidden = last_hidden(model, layout, input_ids=batch.input_ids, position_ids=batch.position_ids)
+    read, head = hidden[layout.places[batch.reads].to(device)].float(), head_of(model)
     bias = None if head.bias is None else head.bias.float()
     return nn.functional.linear(read, head.weight.float(), bias)
 

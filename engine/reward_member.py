@@ -92,7 +92,7 @@ class Member:
 
     def _loss(self, batch: TextBatch, examples: Sequence[Any], total: int) -> tuple[Tensor, dict[str, float]]:
         autocast = self.cfg.policy.dtype == "bfloat16"
-        out = outputs(self.model, batch, autocast=autocast)
+        out = outputs(self.model, batch, autocast=autocast, share_prefixes=self.cfg.policy.share_prefixes)
         return self._of_steps(out, examples, total) if self.is_steps else self._of_pairs(out, examples, total)
 
     def _of_steps(

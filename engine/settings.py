@@ -475,7 +475,9 @@ class PolicyConfig(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     tokens_per_batch: int = Field(default=8192, ge=1)
-    """Token budget of one packed forward and backward pass."""
+    """Token budget of one packed forward and backward pass; what is computed once counts once."""
+    share_prefixes: bool = True
+    """Compute what sequences of a pass begin with alike, such as a group's prompt, once for all of them."""
     head_chunk_tokens: int = Field(default=1024, ge=1)
     """Tokens whose logits are held at once."""
     trust_remote_code: bool = False

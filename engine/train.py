@@ -176,6 +176,7 @@ def update(loop: Loop, scored: list[ScoredGroup], cfg: Config, step: int) -> Met
             max_tokens=cfg.policy.tokens_per_batch,
             overlong_filter=cfg.algorithm.overlong_filter,
             together=algorithm.together,
+            share_prefixes=cfg.policy.share_prefixes,
             first_group=start,
         )
         for start, end in pairwise(cuts)

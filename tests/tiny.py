@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from verigrad.engine.config import Config, resolve
+from verigrad.engine.prefixes import layout_of
 from verigrad.engine.schema import Rollout, ScoredGroup
 from verigrad.verifiers.base import Problem, Verdict
 
@@ -71,6 +72,11 @@ def rollout(prompt, completion, *, logprobs=None, finish="stop", version=0):
         logprobs=[0.0] * num_prompt + values, policy_versions=[-1] * num_prompt + [version] * num,
         text="", finish_reason=finish, seed=0,
     )  # fmt: skip
+
+
+def whole(length):
+    """The layout of one sequence."""
+    return layout_of(torch.arange(length), torch.tensor([0, length]))
 
 
 def random_groups(*, num=4, size=4, seed=0):

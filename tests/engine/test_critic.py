@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from tests.loss_inputs import tokens
-from tests.tiny import config, model_folder, random_groups, rollout, tokenizer
+from tests.tiny import config, model_folder, random_groups, rollout, tokenizer, whole
 from tests.vectors import load
 from verigrad.engine import algorithms
 from verigrad.engine.config import ConfigError
@@ -164,7 +164,7 @@ def test_one_whole_step_by_hand(trunk):
         with torch.no_grad():
             out = trunk_model(
                 input_ids=torch.tensor([ids]), position_ids=torch.arange(length)[None], use_cache=False,
-                packed_runs=[(0, 1, length)],
+                packed_layout=whole(length),
             )  # fmt: skip
         hidden.append(out.last_hidden_state[0, 1:-1].double())  # what stands before each sampled token
     (a, c) = (h @ w + b for h in hidden)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tests.tiny import rollout
 from verigrad.engine.aggregation import token_mean
 from verigrad.engine.pack import lay_out, pack
-from verigrad.engine.packed_attention import runs_of
+from verigrad.engine.prefixes import layout_of
 from verigrad.engine.schema import ScoredGroup
 from verigrad.verifiers.base import Problem, Verdict
 
@@ -55,15 +55,25 @@ def test_nothing_to_train_on_gives_no_batch():
 def test_every_rollout_lands_in_one_batch_within_the_budget(lengths):
     rollouts = [rollout([3], list(range(4, 4 + n))) for n in lengths]
     batches = pack([group(*rollouts)], token_mean, max_tokens=64)
-    assert all(batch.input_ids.numel() <= 64 for batch in batches)
+    assert all(len(layout_of(batch.input_ids, batch.cu_seqlens).columns) <= 64 for batch in batches)
     found = sorted(n for batch in batches for n in batch.cu_seqlens.diff().tolist())
     assert found == sorted(n + 1 for n in lengths)
     assert len(batches) <= -(-11 * -(-sum(n + 1 for n in lengths) // 64) // 9) + 1
     assert abs(sum(float(b.loss_weights[b.loss_mask].sum()) for b in batches) - 1) < 1e-5
 
 
-def test_neighbours_of_equal_length_are_one_run():
-    assert runs_of(torch.tensor([0, 4, 8, 10, 12, 15])) == [(0, 2, 4), (8, 2, 2), (12, 1, 3)]
+def test_a_group_lies_together_and_its_prompt_counts_once():
+    prompt = list(range(5, 45))  # 40 tokens
+    groups = [group(*(rollout([i, *prompt], [6 + j] * 9) for j in range(4))) for i in (3, 4)]
+    batches = pack(groups, token_mean, max_tokens=77)  # 41 + 4 * 9
+    assert [batch.groups.tolist() for batch in batches] == [[0] * 4, [1] * 4]
+    assert len(pack(groups, token_mean, max_tokens=77, share_prefixes=False)) == 8  # 50 tokens each
+
+
+def test_a_group_too_large_for_the_budget_is_divided():
+    prompt = list(range(5, 45))
+    batches = pack([group(*(rollout(prompt, [6 + j] * 9) for j in range(5)))], token_mean, max_tokens=60)
+    assert [batch.num_rollouts for batch in batches] == [2, 2, 1]
 
 
 def test_lay_out_is_a_batch_of_weight_zero():

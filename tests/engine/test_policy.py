@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from tests.tiny import config, model_folder, new_model, random_groups, rollout, tokenizer
+from tests.tiny import config, model_folder, new_model, random_groups, rollout, tokenizer, whole
 from verigrad.engine import algorithms
 from verigrad.engine.config import ConfigError, OptimConfig
 from verigrad.engine.optim import learning_rate
@@ -52,17 +52,17 @@ def test_no_rollout_sees_another():
 def test_attention_that_would_be_computed_otherwise_is_refused(extra):
     q = torch.randn(1, 2, 4, 8)
     with pytest.raises(ConfigError, match="does not compute; use a model without"):
-        packed_attention(torch.nn.Linear(1, 1), q, q, q, None, packed_runs=[(0, 1, 4)], **extra)
+        packed_attention(torch.nn.Linear(1, 1), q, q, q, None, packed_layout=whole(4), **extra)
 
 
 def test_a_sliding_window_sees_no_further():
     q, k = torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
     v = torch.randn(1, 2, 6, 8)
     module = torch.nn.Linear(1, 1)
-    out, _ = packed_attention(module, q, k, v, None, packed_runs=[(0, 1, 6)], sliding_window=2)
+    out, _ = packed_attention(module, q, k, v, None, packed_layout=whole(6), sliding_window=2)
     far = v.clone()
     far[:, :, :4] = 99.0
-    again, _ = packed_attention(module, q, k, far, None, packed_runs=[(0, 1, 6)], sliding_window=2)
+    again, _ = packed_attention(module, q, k, far, None, packed_layout=whole(6), sliding_window=2)
     assert torch.allclose(out[0, 5], again[0, 5])  # column 5 sees columns 4 and 5 alone
     assert not torch.allclose(out[0, 4], again[0, 4])
 

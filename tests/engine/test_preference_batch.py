@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.tiny import config, model_folder, tokenizer
+from tests.tiny import config, model_folder, tokenizer, whole
 from verigrad.engine.policy import Policy
 from verigrad.engine.preference_batch import (
     LabelledExample,
@@ -49,7 +49,7 @@ def new_policy():
 def by_hand(policy, example):
     """Sum of log-probabilities of the learned tokens of one example on its own."""
     ids = torch.tensor(example.token_ids)
-    logits = policy.model(ids[None], packed_runs=[(0, 1, len(ids))], use_cache=False).logits[0, :-1]
+    logits = policy.model(ids[None], packed_layout=whole(len(ids)), use_cache=False).logits[0, :-1]
     chosen = logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0]
     return chosen[torch.tensor(example.loss_mask[1:])].sum()
 
