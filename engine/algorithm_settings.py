@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from verigrad.engine.catalogue import ADVANTAGES, AGGREGATIONS, CORRECTIONS, LOSSES, ROWS
+from verigrad.engine.catalogue import ADVANTAGES, AGGREGATIONS, CORRECTIONS, LOSSES, ROWS, SEQ
 from verigrad.engine.settings import AlgorithmConfig, Config
 
 PART_SETTINGS = {name for part in ADVANTAGES.values() for name in part.settings} | {
@@ -139,9 +139,14 @@ def _groups(c: Config) -> Iterator[str]:
 
 def _pairs(c: Config) -> Iterator[str]:
     """A loss of pairs reads the signs of a group's advantages, and needs the whole of both rollouts."""
-    a, (advantage, loss, _) = c.algorithm, row_of(c.algorithm)
+    a, (advantage, loss, aggregation) = c.algorithm, row_of(c.algorithm)
     if not LOSSES[loss].pairs:
         return
+    if aggregation != SEQ:
+        yield (
+            f"loss {loss!r} is one number per pair, which algorithm.aggregation = {aggregation!r} would weigh "
+            f"by the length of its answers; set algorithm.aggregation = {SEQ!r}"
+        )
     if not ADVANTAGES[advantage].group_baseline:
         yield (
             f"loss {loss!r} pairs a group's rollouts by the sign of their advantages, and advantage "

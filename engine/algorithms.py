@@ -78,14 +78,16 @@ def build(cfg: Config) -> Algorithm:
     options: dict[str, Any] = {name: getattr(a, name) for name in part.settings}
     if part.parts:
         options["part_weights"] = a.part_weights
+    advantage: AdvantageFn = partial(ADVANTAGES[a.advantage], **options)
     aggregate = AGGREGATES[a.aggregation](cfg.rollout.max_tokens)
+    pairs = LOSS_PARTS[a.loss].pairs
     return Algorithm(
         shape=_shape(cfg),
         keep=has_signal if cfg.dynamic_sampling.enabled else keep_all,
-        advantage=partial(ADVANTAGES[a.advantage], **options),
+        advantage=online_pairs.only_paired(advantage) if pairs else advantage,
         greedy=part.greedy,
         critic=part.per_token == "gae",
-        together=LOSS_PARTS[a.loss].pairs,
+        together=pairs,
         place=_place(a),
         select=Selection(a, aggregate),
         needs=_needs(a),

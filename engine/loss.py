@@ -137,9 +137,9 @@ def merge(parts: Sequence[LossSums], *, num_optimizer_steps: int = 1) -> Metrics
     """Add up the sums of micro-batches and turn them into means over tokens.
 
     The loss is the mean over optimizer steps of each one's whole loss. Entropy and KL are 0.0 where
-    none was measured, and NaN where there was no token, so that nothing adapts to them. `ess_frac` is the
-    effective sample size of the importance weights over the number of tokens: 1 where all are equal, 0.0
-    where all are 0.
+    none was measured, and NaN where there was no token, so that nothing adapts to them; means over pairs are
+    NaN where there was no pair. `ess_frac` is the effective sample size of the importance weights over the
+    number of tokens: 1 where all are equal, 0.0 where all are 0.
     """
     largest = {"mismatch_max", "ratio_max_dev"}
     total = {
@@ -157,8 +157,9 @@ def merge(parts: Sequence[LossSums], *, num_optimizer_steps: int = 1) -> Metrics
         metrics["positive_nll"] = total["positive_nll_sum"] / num_optimizer_steps
     metrics |= {name: share(key, of) for name, (key, of) in _MEANS.items()}
     if "num_pairs" in total:
-        metrics |= {name: share(key, "num_pairs") for name, key in _PAIR_MEANS.items()}
-        metrics["pairs/num"] = total["num_pairs"] / num_optimizer_steps
+        num = total["num_pairs"]
+        metrics |= {name: total[key] / num if num else math.nan for name, key in _PAIR_MEANS.items()}
+        metrics["pairs/num"] = num / num_optimizer_steps
     metrics["ess_frac"] = share("weight_sum", "num_tokens") * share("weight_sum", "weight_square_sum")
     if not total.get("num_tokens"):
         metrics |= {"entropy": math.nan, "kl_ref": math.nan}

@@ -3,21 +3,24 @@
 The pairs of a group are every rollout of positive advantage with every one of negative advantage: with
 `best_worst` the two ends, with `group_mean` all above the mean with all below, which is right against wrong.
 As in sequence_losses.py, what a rollout has as a whole is repeated at each of its tokens: here the mean loss
-of its pairs, so that with the weights of seq_mean_token_mean, 1 / (S n), the sum over tokens is the mean over
-pairs. No pair is ever divided between micro-batches: pack.py keeps the rollouts of a group together.
+of its pairs, so that with the weights of seq_mean_token_mean, 1 / (S n), the only ones it is taken with, the
+sum over tokens is the mean over groups of the mean over their pairs, a group weighing as much as it has
+rollouts in a pair. S counts these alone: what is undecided, tied or without a counterpart is in no divisor.
+No pair is ever divided between micro-batches: pack.py keeps the rollouts of a group together.
 
 The losses are those of preference_loss.py; nothing compares with the policy that sampled.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from verigrad.engine import preference_loss
+from verigrad.engine.advantage import AdvantageFn
 from verigrad.engine.preference_loss import PairLoss, Pairs, Term, pair_loss
-from verigrad.engine.schema import LossInputs, TokenLoss
+from verigrad.engine.schema import GroupRewards, LossInputs, TokenLoss
 
 
 def dpo(inputs: LossInputs, *, beta: float, label_smoothing: float, nll_coef: float) -> TokenLoss:
@@ -38,6 +41,24 @@ def simpo(inputs: LossInputs, *, beta: float, margin: float, nll_coef: float) ->
 
 LOSSES: Mapping[str, Callable[..., TokenLoss]] = {"dpo": dpo, "ipo": ipo, "simpo": simpo}
 """Names of catalogue.LOSSES that look at pairs of rollouts."""
+
+
+def only_paired(advantage: AdvantageFn) -> AdvantageFn:
+    """The same advantages, but 0 for every rollout that no pair could be made of.
+
+    Those are rollouts without a token, and all of a group that has but one sign, as rounding can leave a tie.
+    They would shrink the weight of the step's pairs.
+    """
+
+    def paired(groups: Sequence[GroupRewards]) -> list[Tensor]:
+        done = []
+        for group, values in zip(groups, advantage(groups), strict=True):
+            kept = torch.where(group.lengths > 0, values, 0.0)
+            both = bool((kept > 0).any()) and bool((kept < 0).any())
+            done.append(kept if both else torch.zeros_like(kept))
+        return done
+
+    return paired
 
 
 def members(inputs: LossInputs) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,10 @@ from tests.tiny import Forked, config, model_folder, rollout, tokenizer, write_r
 from verigrad.engine import advantage, algorithms
 from verigrad.engine.config import ConfigError, build
 from verigrad.engine.loss import merge
-from verigrad.engine.online_pairs import members
+from verigrad.engine.online_pairs import members, only_paired
 from verigrad.engine.pack import pack
 from verigrad.engine.policy import Policy, combine
-from verigrad.engine.schema import LossInputs, VerifiedGroup
+from verigrad.engine.schema import GroupRewards, LossInputs, VerifiedGroup
 from verigrad.verifiers.base import Problem, Verdict
 
 
@@ -111,6 +111,38 @@ def test_the_best_meets_the_worst_and_the_undecided_nobody():
     assert batch.num_rollouts == 2  # only those of the one pair are looked at
     assert batch.groups.tolist() == [0, 0]
     assert float(batch.loss_weights[batch.loss_mask].sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("part", ["best_worst", "group_mean", "group_norm", "opo", "length_shaped"])
+def test_what_is_in_no_pair_is_in_no_divisor(part):
+    """Groups that tie, or of which none or one is decided, leave the weight of a pair as it is."""
+    algorithm = algorithms.build(recipe(algorithm={"advantage": part}))
+    tied = [0.1] * 3, [0.7, 0.7, None], [None] * 3, [None, 0.3, None]
+    groups = scored(algorithm, [0.2, 0.9], *tied)
+    assert all(value == 0 for group in groups[1:] for value in group.advantages)
+    (batch,) = pack(groups, algorithm.aggregate, max_tokens=512, together=True)
+    assert batch.num_rollouts == 2
+    assert batch.loss_weights[batch.loss_mask].tolist() == pytest.approx([1 / 6] * 6)
+
+
+def test_a_side_without_a_token_makes_no_pair():
+    def advantage_of(groups):
+        return [torch.tensor([1.0, -1.0, 0.0]), torch.tensor([1e-17, 1e-17]), torch.tensor([2.0, -1.0, -1.0])]
+
+    lengths = torch.tensor([3.0, 0.0, 2.0]), torch.tensor([1.0, 1.0]), torch.tensor([2.0, 0.0, 2.0])
+    groups = [GroupRewards(torch.zeros(len(n)), n, torch.zeros(len(n)).bool(), {}) for n in lengths]
+    assert [values.tolist() for values in only_paired(advantage_of)(groups)] == [
+        [0, 0, 0], [0, 0], [2, 0, -1],
+    ]  # fmt: skip
+
+
+def test_a_mean_over_no_pair_is_no_number():
+    inputs = tokens([1, 1], logprobs=[-1.0] * 2, ref=[-1.0] * 2, advantages=[1.0, 1.0], groups=[0, 0])
+    _, sums = algorithms.build(recipe()).loss(inputs, algorithms.Coefs(0.0, 0.0))
+    metrics = merge([sums])
+    assert metrics["pairs/num"] == metrics["loss"] == 0
+    for name in ("accuracy", "margin", "reward_chosen", "logprobs_rejected"):
+        assert math.isnan(metrics[f"pairs/{name}"]), name
 
 
 def test_all_right_against_all_wrong():
@@ -226,6 +258,12 @@ def refused(**algorithm):
         ({"name": "online_simpo", "ref_sync_every": 2}, "ref_sync_every has no effect with kl_coef = 0"),
         ({"name": "online_dpo", "ref_sync_mix": 1.0}, "ref_sync_mix has no effect with ref_sync_every = 0"),
         ({"name": "online_dpo", "rollout": {"group_size": 1}}, "needs at least 2"),
+        (
+            {"name": "online_dpo", "aggregation": "token_sum"},
+            "set algorithm.aggregation = 'seq_mean_token_mean'",
+        ),
+        ({"name": "online_ipo", "aggregation": "token_mean"}, "would weigh by the length of its answers"),
+        ({"name": "dapo", "loss": "dpo"}, "algorithm.aggregation = 'token_mean' would weigh"),
         ({"name": "online_dpo", "advantage": "group_mean"}, "cannot hold the 8 rollouts.*raise it to 8000"),
     ],
 )
