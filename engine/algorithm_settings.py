@@ -144,7 +144,7 @@ def _pairs(c: Config) -> Iterator[str]:
         return
     if aggregation != SEQ:
         yield (
-            f"loss {loss!r} is one number per pair, which algorithm.aggregation = {aggregation!r} would weigh "
+            f"loss {loss!r} is a number per pair, and algorithm.aggregation = {aggregation!r} would weigh it "
             f"by the length of its answers; set algorithm.aggregation = {SEQ!r}"
         )
     if not ADVANTAGES[advantage].group_baseline:

@@ -262,7 +262,7 @@ def refused(**algorithm):
             {"name": "online_dpo", "aggregation": "token_sum"},
             "set algorithm.aggregation = 'seq_mean_token_mean'",
         ),
-        ({"name": "online_ipo", "aggregation": "token_mean"}, "would weigh by the length of its answers"),
+        ({"name": "online_ipo", "aggregation": "token_mean"}, "would weigh it by the length of its answers"),
         ({"name": "dapo", "loss": "dpo"}, "algorithm.aggregation = 'token_mean' would weigh"),
         ({"name": "online_dpo", "advantage": "group_mean"}, "cannot hold the 8 rollouts.*raise it to 8000"),
     ],
