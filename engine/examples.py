@@ -33,6 +33,9 @@ class Item(Generic[E_co]):
 ReadItem = Callable[[Mapping[str, Any], Mapping[str, str]], Item[E]]
 """A row and data.columns -> what it gives; raises BadRow for a malformed one."""
 
+MergeRows = Callable[[Rows, Mapping[str, str]], Rows]
+"""All rows of a set and its own data.columns -> the rows to read."""
+
 CheckRow = Callable[[Mapping[str, Any], Mapping[str, str]], object]
 """Raises BadRow for a row that a kind of examples cannot be read from; needs no tokenizer."""
 
@@ -52,6 +55,7 @@ class Form(Generic[E]):
     read: ReadItem[E]
     expected: str  # what a row is made of, for messages
     open_rows: OpenRows = read_rows
+    merged: MergeRows | None = None  # rows and their columns -> fewer rows, those that belong together as one
     whole_prompts: bool = False  # hold out all examples of a held-out prompt, not one row of each
 
 
@@ -177,6 +181,7 @@ def scan_path(cfg: DataConfig, form: Form[E], *, path: str, split: str, seed: in
 
 def scan(rows: Rows, form: Form[E], *, columns: Mapping[str, str], on_bad_row: str, name: str) -> Table[E]:
     """Check and tokenise every row once, keeping only digests; `name` is the source's, for messages."""
+    rows = rows if form.merged is None else form.merged(rows, columns)
     good: list[int] = []
     part: list[int] = []
     prompts: list[int] = []

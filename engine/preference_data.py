@@ -24,6 +24,7 @@ from verigrad.engine.rollout_pairs import (
     files_of,
     is_run,
     pairs_of_run,
+    require_run,
     require_same_prompts,
 )
 from verigrad.engine.rows import BadRow, Rows, read_rows
@@ -113,6 +114,7 @@ def refuse_row_settings(data: DataConfig, path: str) -> None:
 
 def require_source(cfg: Config) -> None:
     """Raise ConfigError when data.path gives nothing, before anything expensive is done."""
+    require_run(cfg.data, cfg.prefer.pairs_per_problem, setting="prefer.pairs_per_problem")
     paired = PREFERENCES[cfg.prefer.loss].paired
     if cfg.data.path and is_run(cfg.data.path):
         files_of(cfg.data.path)

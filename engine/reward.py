@@ -156,13 +156,22 @@ class RewardTask:
         return row
 
     def _judged(
-        self, examples: Sequence[Comparison], prompts: Sequence[int], rewards: Sequence[Sequence[Any]]
+        self,
+        examples: Sequence[Comparison],
+        prompts: Sequence[int],
+        rewards: Sequence[Sequence[Any]],
+        members: Sequence[Member] = (),
     ) -> Iterator[Judged]:
+        """What `members` (all, unless named) say together; of an ensemble each in its own scale.
+
+        rewards [members][N][K]. Probabilities are of the rewards as they are, which is what was trained.
+        """
         for n, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
-            places = range(len(example.texts))
             together = [
-                rewards[0][n][k] if len(rewards) == 1 else self._aggregated(self._standardised(rewards, n, k))
-                for k in places
+                rewards[0][n][k]
+                if len(self.members) == 1
+                else self._aggregated(self._standardised(rewards, n, k, members))
+                for k in range(len(example.texts))
             ]
             probs = [
                 statistics.fmean(1 / (1 + math.exp(min(700.0, one[n][j] - one[n][i]))) for one in rewards)
@@ -170,22 +179,24 @@ class RewardTask:
             ]
             yield Judged(example, prompt, [float(value) for value in together], probs)
 
-    def _standardised(self, rewards: Sequence[Sequence[Any]], n: int, k: int) -> list[float]:
+    def _standardised(
+        self, rewards: Sequence[Sequence[Any]], n: int, k: int, members: Sequence[Member] = ()
+    ) -> list[float]:
         """Every member's reward of one answer, in its own standard deviations."""
-        pairs = zip(rewards, self.members, strict=True)
+        pairs = zip(rewards, members or self.members, strict=True)
         return [standardised(float(one[n][k]), member.reader.card) for one, member in pairs]
 
     def _aggregated(self, rewards: Sequence[float]) -> float:
         return aggregated(rewards, self.cfg.reward.aggregate, std_coef=self.cfg.reward.std_coef)
 
     def measure_folds(self) -> Row:
-        """Every member on the fold it does not learn from."""
+        """Every member on the fold it does not learn from, its rewards in its own standard deviations."""
         judged: list[Judged] = []
         for member, fold in zip(self.members, self.folds, strict=True):
             some, _ = self.data.subset(fold[:MOST_LOOKED_AT])
             drawn = [some[i] for i in range(len(some))]
             rewards = [[each.double().numpy() for each in member.read(drawn)]]
-            judged += self._judged(drawn, some.prompts.tolist(), rewards)
+            judged += self._judged(drawn, some.prompts.tolist(), rewards, [member])
         return comparison_row(judged)
 
     def calibrate(self) -> None:

@@ -17,9 +17,8 @@ from verigrad.engine.examples import Form, Item
 from verigrad.engine.preference_rows import Answer, Prompt, check_answer, require_unicode, to_pair
 from verigrad.engine.reward_text import Text, TextEncoder
 from verigrad.engine.reward_votes import VotedRows
-from verigrad.engine.rollout_pairs import is_run, pairs_of_run
+from verigrad.engine.rollout_pairs import RunRows, is_run, pairs_of_run
 from verigrad.engine.rows import BadRow, Rows, read_rows
-from verigrad.engine.settings import EvalSet, MixSet
 from verigrad.engine.sft_rows import renamed
 
 EXPECTED = {
@@ -205,18 +204,14 @@ def comparisons(cfg: Config, encoder: TextEncoder) -> Form[Comparison]:
     def open_rows(path: str, *, split: str, seed: int, options: Mapping[str, Any]) -> Rows:
         if is_run(path):
             return pairs_of_run(path, most=reward.pairs_per_problem, seed=seed)
-        rows = read_rows(path, split=split, seed=seed, options=options)
-        if reward.votes == "each":
+        return read_rows(path, split=split, seed=seed, options=options)
+
+    def merged(rows: Rows, columns: Mapping[str, str]) -> Rows:
+        if reward.votes == "each" or isinstance(rows, RunRows):
             return rows
-        return VotedRows(rows, columns_of(cfg, path), how=reward.votes, margin_column=reward.margin_column)
+        return VotedRows(rows, columns, how=reward.votes, margin_column=reward.margin_column)
 
-    return Form(read, EXPECTED["pairs"], open_rows)
-
-
-def columns_of(cfg: Config, path: str) -> Mapping[str, str]:
-    """Our column name -> the file's, of the set with this path."""
-    named: list[MixSet | EvalSet] = [*cfg.data.mix.values(), *cfg.data.evals.values()]
-    return next((one.columns for one in named if one.path == path), cfg.data.columns)
+    return Form(read, EXPECTED["pairs"], open_rows, merged=merged)
 
 
 def labelled_steps(cfg: Config, encoder: TextEncoder) -> Form[LabelledSteps]:

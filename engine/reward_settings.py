@@ -25,6 +25,11 @@ def contradictions(c: Config) -> Iterator[str]:
         for name in OF_ENSEMBLES:
             if settings.members == 1 and name in chosen:
                 yield f"reward.{name} has no effect on one model; set reward.members = 3, or remove it"
+        if settings.ranking == "plackett_luce" and settings.margin_column:
+            yield (
+                f"reward.margin_column = {settings.margin_column!r} is for pairs, and reward.ranking = "
+                "'plackett_luce' for rankings, which have no margin; remove one of the two"
+            )
         if settings.members > 1 and settings.aggregate != "mean_minus_std" and "std_coef" in chosen:
             yield f"reward.std_coef has no effect with reward.aggregate = {settings.aggregate!r}; remove it"
     if settings.kind == "steps" and not settings.step_separator.strip(" "):

@@ -16,7 +16,7 @@ from verigrad.engine.data import path_of
 from verigrad.engine.examples import require_row
 from verigrad.engine.reward_card import Card
 from verigrad.engine.reward_sets import RewardData, fold_of
-from verigrad.engine.rollout_pairs import files_of, is_run
+from verigrad.engine.rollout_pairs import files_of, is_run, require_run
 from verigrad.engine.rows import read_rows
 
 MOST_LOOKED_AT = 512  # examples that scales, folds and the audit are measured on
@@ -24,6 +24,7 @@ MOST_LOOKED_AT = 512  # examples that scales, folds and the audit are measured o
 
 def require_source(cfg: Config) -> None:
     """Raise ConfigError when data.path gives nothing, before anything expensive is done."""
+    require_run(cfg.data, cfg.reward.pairs_per_problem, setting="reward.pairs_per_problem")
     if cfg.reward.kind == "pairs" and is_run(path_of(cfg.data)):
         files_of(cfg.data.path)
         return

@@ -14,10 +14,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from verigrad.engine.config import ConfigError, PromptsConfig
+from verigrad.engine.config import ConfigError, DataConfig, PromptsConfig
 from verigrad.engine.data import canonical, digest
 from verigrad.engine.rollout_file import Recorded, read_attempts
 from verigrad.engine.rows import TableRows, first_line
+from verigrad.engine.settings import EvalSet, MixSet
 from verigrad.verifiers.base import Problem
 
 NEEDED = frozenset({"problem_id", "prompt", "text", "reward", "outcome", "finish_reason"})
@@ -30,6 +31,17 @@ def is_run(path: str) -> bool:
     if place.is_dir():
         return (place / "rollouts").is_dir() or any(place.glob("step_*.parquet"))
     return place.suffix == ".parquet" and place.parent.name == "rollouts"
+
+
+def require_run(data: DataConfig, most: int, *, setting: str) -> None:
+    """Raise ConfigError for a number of pairs per problem where no source of rows is a run."""
+    named: list[MixSet | EvalSet] = [*data.mix.values(), *data.evals.values()]
+    paths = [data.path, data.eval_path, *(one.path for one in named)]
+    if most != 1 and not any(path and is_run(path) for path in paths):
+        raise ConfigError(
+            f"{setting} = {most} has no effect: data.path = {data.path!r} is no run folder, whose rollouts "
+            "it is for; remove it, or name a run of `verigrad train`"
+        )
 
 
 def files_of(path: str) -> list[Path]:

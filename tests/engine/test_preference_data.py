@@ -328,6 +328,17 @@ def test_a_run_is_a_source_like_any_other(run):
     assert told[0].startswith(f"{run}: 4 pairs of 1 problems")
 
 
+def test_pairs_per_problem_is_for_runs(run, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "chosen": "2", "rejected": "3"}\n')
+    data = {"path": str(tmp_path / "rows.jsonl"), "num_eval": 0}
+    with pytest.raises(
+        ConfigError, match=r"^prefer.pairs_per_problem = 2 has no effect: data.path = .*rows.jsonl"
+    ):
+        require_source(config(data=data, prefer={"pairs_per_problem": 2}))
+    require_source(config(data=data))
+    require_source(config(data={**data, "eval_path": str(run)}, prefer={"pairs_per_problem": 2}))
+
+
 def test_what_cannot_be_made_of_a_run_is_said(run, tmp_path):
     empty = tmp_path / "empty"
     (empty / "rollouts").mkdir(parents=True)

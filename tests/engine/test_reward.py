@@ -2,8 +2,11 @@
 
 import itertools
 import json
+import math
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -13,9 +16,12 @@ from tests.tiny import Forked, config, model_folder
 from tests.tiny_rewards import pairs, write_lines, write_reward, write_steps
 from verigrad.engine import reward_model
 from verigrad.engine.config import ConfigError, load
+from verigrad.engine.reward import RewardTask
 from verigrad.engine.reward_card import Card
 from verigrad.engine.reward_data import Comparison, LabelledSteps
 from verigrad.engine.reward_member import Member
+from verigrad.engine.reward_setup import require_source
+from verigrad.engine.reward_text import Text
 
 SIDE_BY_SIDE = ("reward.members=2", "reward.split=folds", "reward.length_control=true")
 
@@ -201,6 +207,30 @@ def test_killed_at_random_moments_it_ends_as_if_never_killed(fresh, tmp_path_fac
     assert len(scored.members) == 2
 
 
+def test_folds_of_members_of_different_scales_are_pooled_in_standard_deviations():
+    """Rewards of 14 and 10 (mean 10, deviation 2) beside 0.2 and -0.2 (mean 0, deviation 0.1)."""
+
+    def of(rewards, mean, std):
+        reader = SimpleNamespace(card=Card(mean=mean, std=std))
+        return SimpleNamespace(reader=reader, read=lambda drawn: [torch.tensor(rewards) for _ in drawn])
+
+    class Some(list):
+        prompts = np.arange(1)
+
+    texts = [Text([1] * n, [n - 1], n) for n in (2, 1)]
+    data = SimpleNamespace(subset=lambda fold: (Some([Comparison(["p"] * 2, ["a", "b"], texts, [0, 1])]), []))
+    members = [of([14.0, 10.0], 10.0, 2.0), of([0.2, -0.2], 0.0, 0.1)]
+    for how in ("mean", "mean_minus_std", "min"):
+        cfg = config(reward={"members": 2, "split": "folds", "aggregate": how})
+        folds = [np.array([0])] * 2
+        task = RewardTask(cfg, None, data, members, [], folds, Card(), None, {})
+        row = task.measure_folds()
+        assert row["reward_mean"] == pytest.approx((2 + 0 + 2 - 2) / 4)
+        assert row["reward_std"] == pytest.approx(np.std([2, 0, 2, -2]))
+        losses = [math.log1p(math.exp(-gap)) for gap in (4.0, 0.4)]  # as they were trained
+        assert row["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
 def test_adapters_are_merged_and_resumed(fresh):
     settings = ("lora.rank=2", "optim.lr=1e-2", "run.save_every=3")
     status, printed = run_reward(fresh, *settings)
@@ -291,6 +321,7 @@ def test_categories_of_a_benchmark_file(fresh):
         ("reward.max_length=999", "policy.tokens_per_batch = 256 cannot hold"),
         ("eval.num_samples=4", "eval.num_samples has no effect"),
         ("reward.kind=steps reward.step_separator=", "reward.step_separator is empty"),
+        ("reward.ranking=plackett_luce reward.margin_column=by", "reward.margin_column = 'by' is for pairs"),
     ],
 )
 def test_what_has_no_effect_or_cannot_be_is_refused(fresh, overrides, says):
@@ -298,6 +329,20 @@ def test_what_has_no_effect_or_cannot_be_is_refused(fresh, overrides, says):
         load(str(fresh / "pairs.toml"), overrides.split(), verb="reward")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_pairs_per_problem_is_for_runs(fresh, monkeypatch):
+    monkeypatch.chdir(fresh)
+    cfg = load("pairs.toml", ["reward.pairs_per_problem=2"], verb="reward")
+    with pytest.raises(ConfigError) as caught:
+        require_source(cfg)
+    assert str(caught.value).startswith(
+        "reward.pairs_per_problem = 2 has no effect: data.path = 'pairs.jsonl'"
+    )
+    assert "\n" not in str(caught.value)
+    (fresh / "old" / "rollouts").mkdir(parents=True)
+    mixed = ["reward.pairs_per_problem=2", "data.mix.old.path=old"]
+    require_source(load("pairs.toml", mixed, verb="reward"))
 
 
 @pytest.mark.parametrize(

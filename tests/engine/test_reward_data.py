@@ -181,6 +181,23 @@ def test_votes_of_a_held_out_set_become_one_row_too(tmp_path):
     assert len(data.kept) == 4
 
 
+def test_votes_of_one_file_are_read_with_each_sets_own_columns(tmp_path):
+    both = [
+        {
+            "prompt": f"{k}=", "other": f"{k}?", "chosen": chosen, "rejected": rejected,
+            "p_chosen": 1.0, "share": share,
+        }
+        for k in range(4)
+        for chosen, rejected, share in (("2", "3", 0.5), ("3", "2", 1.0), ("3", "2", 1.0))
+    ]  # fmt: skip
+    again = {"path": str(tmp_path / "rows.jsonl"), "columns": {"prompt": "other", "p_chosen": "share"}}
+    data = read(tmp_path, both, data={"num_eval": 0, "evals": {"again": again}}, reward={"votes": "share"})
+    assert len(data.kept) == len(data.evals["again"]) == 4
+    assert data.train[0].p_chosen == pytest.approx(2 / 3)
+    assert data.evals["again"][0].p_chosen == pytest.approx((0.5 + 1 + 1) / 3)
+    assert data.evals["again"][0].prompts[0] == "0?"
+
+
 def test_alpha_by_hand():
     # Four units, two votes each, one disagreement: votes 5 first, 3 second. Observed 2, expected 30/7.
     counts = np.array([[2, 0], [2, 0], [0, 2], [1, 1]], float)
