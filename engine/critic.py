@@ -18,13 +18,13 @@ from transformers import AutoModelForTokenClassification
 
 from verigrad.engine import model_files
 from verigrad.engine.config import Config, ConfigError, OptimConfig
-from verigrad.engine.loss import LossSums
+from verigrad.engine.loss import LossFn, LossSums
 from verigrad.engine.model_files import ModelFiles
 from verigrad.engine.optim import build_optimizer, learning_rate
 from verigrad.engine.packed_attention import NAME as PACKED
 from verigrad.engine.policy import Policy, Update, take_step
 from verigrad.engine.reward_head import head_of
-from verigrad.engine.schema import Metrics, PackedBatch
+from verigrad.engine.schema import Coefs, Metrics, PackedBatch
 
 FOLDER = "critic"  # within a checkpoint
 HEAD = "value_head.safetensors"
@@ -65,6 +65,19 @@ class JoinedLoss:
         loss, sums = self.loss(hidden, batch)
         self.sums.append(sums)
         return self.coef * loss
+
+
+def look(
+    policy: Policy, batches: Sequence[PackedBatch], loss: LossFn, coefs: Coefs, *, first: bool
+) -> Update:
+    """What the policy's step would see in the warm-up, where it takes none.
+
+    `applied` is what it would be if it did, so that combine() takes the mean of these losses over optimizer
+    steps, as of the later ones'.
+    """
+    seen = policy.measure(batches, loss, coefs, first=first)
+    weighs = any(bool(batch.loss_weights[batch.loss_mask].any()) for batch in batches)
+    return dataclasses.replace(seen, applied=weighs)
 
 
 class Critic:

@@ -200,7 +200,7 @@ def update(loop: Loop, scored: list[ScoredGroup], cfg: Config, step: int) -> Met
         joined = loop.critic.joined(batches, step=step) if loop.critic else None
         given = batches, algorithm.loss, loop.coefs
         if step <= cfg.critic.warmup_steps:
-            updates.append(loop.policy.measure(*given, first=index == 0))
+            updates.append(critic.look(loop.policy, *given, first=index == 0))
         else:
             updates.append(loop.policy.update(*given, step=step, first=index == 0, beside=joined))
         if loop.critic is not None:

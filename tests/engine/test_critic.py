@@ -19,11 +19,11 @@ from tests.tiny import config, model_folder, random_groups, rollout, tokenizer, 
 from tests.vectors import load
 from verigrad.engine import algorithms
 from verigrad.engine.config import ConfigError
-from verigrad.engine.critic import FOLDER, Critic, measure, open_critic, value_loss
+from verigrad.engine.critic import FOLDER, Critic, look, measure, open_critic, value_loss
 from verigrad.engine.loss import policy_loss
 from verigrad.engine.model_files import ModelFiles
 from verigrad.engine.pack import pack
-from verigrad.engine.policy import Policy
+from verigrad.engine.policy import Policy, combine
 from verigrad.engine.schema import Coefs, ScoredGroup, TokenLoss
 from verigrad.engine.token_selection import reweigh
 from verigrad.verifiers.base import Problem, Verdict
@@ -244,6 +244,23 @@ def test_it_learns_to_expect_what_is_paid(trunk):
     assert found[-1] < 0.3 * found[0]
     assert torch.equal(weights(policy.model), before)
     assert all(w.grad is None for w in policy.model.parameters())
+
+
+def test_the_policys_loss_of_the_warm_up_is_a_mean_over_optimizer_steps_as_later():
+    cfg = ppo(critic={"warmup_steps": 50}, train={"num_steps": 60}, optim={"lr": 1e-30})
+    algorithm, policy, critic = parts(cfg)
+    minibatches = [ready(cfg, algorithm, policy, critic, random_groups(num=2, seed=seed)) for seed in (1, 2)]
+    before = weights(policy.model)
+    given = algorithm.loss, algorithm.coefs
+    looked = [look(policy, batches, *given, first=False) for batches in minibatches]
+    assert torch.equal(weights(policy.model), before)
+    learned = [policy.update(batches, *given, step=51, first=False) for batches in minibatches]
+    warm, later = combine(looked), combine(learned)
+    assert warm["loss"] == pytest.approx(sum(combine([one])["loss"] for one in looked) / 2)
+    assert warm["loss"] == pytest.approx(later["loss"], rel=1e-4)
+    assert (warm["lr"], warm["grad_norm"]) == (0.0, 0.0)
+    masked = [dataclasses.replace(b, loss_weights=torch.zeros_like(b.loss_weights)) for b in minibatches[0]]
+    assert not look(policy, masked, *given, first=False).applied
 
 
 def test_a_shared_trunk_learns_from_both_losses():
