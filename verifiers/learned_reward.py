@@ -5,7 +5,9 @@ services.py); in a worker there is only this client. docs/verifiers/reward_model
 """
 
 import hashlib
+import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from verigrad.verifiers.services import Service, ServiceLost
 
 MODULE = "verigrad.engine.reward_service"
 DIGITS = 4  # of a reward: what is behind them changes with a text's neighbours in its batch
+OF_A_MODEL = ("config.json", "reward.json")  # a folder with one of them is a model, not a run
 MAX_STEPS_SHOWN = 32
 ALLOWANCE_S = 5.0  # of a check, beyond the time that its request may take
 SAMPLED_BYTES = 2**16  # of each end of a file of weights, for the verifier's version
@@ -258,8 +261,12 @@ def digest_of(model: str) -> str:
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return ""
-    if (folder / "checkpoints").is_dir() and not (folder / "config.json").is_file():
-        folder = max((folder / "checkpoints").iterdir(), key=lambda path: path.name, default=folder)
+    if (folder / "checkpoints").is_dir() and not any((folder / name).is_file() for name in OF_A_MODEL):
+        found = sorted(folder.glob("checkpoints/step_*"), key=lambda path: (len(path.name), path.name))
+        whole = (path for path in reversed(found) if _is_whole(path))
+        if (newest := next(whole, None)) is None:
+            return ""
+        folder = newest
     digest = hashlib.sha256()
     for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("reward.json")]):
         with open(path, "rb") as file:
@@ -269,3 +276,24 @@ def digest_of(model: str) -> str:
                 file.seek(-SAMPLED_BYTES, 2)
                 digest.update(file.read())
     return digest.hexdigest()[:12]
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a run's checkpoint is finished, and every file of its manifest there with its bytes.
+
+    As engine/checkpoint.py has it, which this room does not know.
+    """
+    if not re.fullmatch(r"step_\d{6,}", checkpoint.name):  # .half, .damaged, .tripped
+        return False
+    try:
+        files = dict(json.loads((checkpoint / "manifest.json").read_text())["files"])
+        return bool(files) and all(_fits(checkpoint / name, said) for name, said in files.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _fits(path: Path, said: Mapping[str, Any]) -> bool:
+    if path.stat().st_size != said["bytes"]:
+        return False
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == str(said["sha256"])
