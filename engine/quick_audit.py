@@ -5,9 +5,10 @@ from verigrad.engine.audit_tables import worst_line
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.run import Run
 from verigrad.engine.screen import Screen
+from verigrad.verifiers import audit_learned
 from verigrad.verifiers.audit import Audited, Limits, audit
 from verigrad.verifiers.audit_gold import parts_of
-from verigrad.verifiers.audit_report import Report
+from verigrad.verifiers.audit_report import Report, Result
 from verigrad.verifiers.binding import LoadedVerifier
 
 TIME_S = 20.0  # what is not judged by then is left out; built-in verifiers take one or two seconds
@@ -72,11 +73,18 @@ def in_one_line(report: Report) -> str:
     if gold is not None and gold.status == "left out":
         oracle = f"; gold not tried: {gold.note}"
     warned = [result for result in report.results if result.status == "warns"]
-    warning = "".join(f"; WARNING: not so on {one.num_bad} of {one.num} rows: {one.says}" for one in warned)
+    warning = "".join(f"; WARNING: {warning_of(one)}" for one in warned)
     return (
         f"verifier audit: {report.verifier} passes {len(names)} quick probes on {report.num_rows} rows"
         f"{oracle} ({report.seconds:.1f} s){warning}"
     )
+
+
+def warning_of(result: Result) -> str:
+    """What a probe found that does not end the run."""
+    if result.name in audit_learned.SAYS:
+        return f"not so on {result.num_bad} of {result.num} rows: {result.says}"
+    return f"{result.name}: {result.num_bad} of {result.num} came out otherwise than {result.expect!r}"
 
 
 def note_control(loaded: LoadedVerifier, run: Run) -> bool:

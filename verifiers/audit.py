@@ -34,7 +34,7 @@ from verigrad.verifiers.audit_gold import (
     sees_row,
     whole_gold,
 )
-from verigrad.verifiers.audit_learned import is_learned, learned_results
+from verigrad.verifiers.audit_learned import is_gate, is_learned, learned_results
 from verigrad.verifiers.audit_probes import PROBES
 from verigrad.verifiers.audit_report import (
     MAX_UNDECIDED,
@@ -259,12 +259,16 @@ def run_probe(probe: Probe, bench: Bench, rows: Sequence[Row], limits: Limits) -
         return left_out(probe.name, probe.says, "the time for the audit was up"), []
     shown = "a control: nothing is expected of it" if is_control(loaded) else ""
     shown = shown or ("it pays for form, whatever is answered" if form else "")
-    shown = shown or ("a learned reward: nothing is its full reward" if is_learned(loaded) else "")
+    learned = is_learned(loaded)
+    if learned and not is_gate(loaded):
+        shown = shown or "a learned reward: nothing is its full reward"
     columns = sorted({name for row in rows for name in row.problem.meta})
     if probe.needs == "row" and not sees_row(loaded, columns):
         shown = shown or "it sees nothing of a row"
     allowed = limits.allowed.get(probe.name, probe.allowed)
     result = result_of(probe, judged, allowed=allowed, max_undecided=limits.max_undecided, only_shown=shown)
+    if learned and result.status == "FAILS":  # what ends a run is how it compares with an honest answer
+        result = replace(result, status="warns", note=result.note or "a learned reward with a threshold")
     if len(judged) < len(cases):
         result = replace(result, note=f"{len(cases) - len(judged)} more left out: the time was up")
     return result, judged

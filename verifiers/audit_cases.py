@@ -6,12 +6,25 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
+from verigrad.verifiers import blame
 from verigrad.verifiers.base import Attempt, Message, Problem
+from verigrad.verifiers.options import Rule, flag, number, one_of, shown, whole
 
 Expect = Literal["right", "not_right"]
 Family = Literal["math", "choice", "text", "code"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 Needs = Literal["", "gold", "answer", "row"]
+RULES: Mapping[str, Rule] = {
+    "name": lambda value: "" if isinstance(value, str) and value.strip() else "a name",
+    "expect": one_of(*get_args(Expect)),
+    "allowed": number(0, 1),
+    "needs": lambda value: "" if value == "" else one_of(*get_args(Needs)[1:])(value),
+    "quick": flag,
+    "max_rows": whole(1, 10**9),
+    "undecided_is_fine": flag,
+    "only_warns": flag,
+}
+"""What the arguments of `probe` may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +86,28 @@ class Probe:
         return self.quick or (self.name == "exploits" and family == "code")
 
     def cases(self, row: Row) -> list[Case]:
-        """Its cases on this row; a bare text is a case of no special kind."""
-        made = self.make(row)
-        return [Case(self.name, case) if isinstance(case, str) else case for case in made]
+        """Its cases on this row; a bare text is a case of no special kind.
+
+        ValueError in one line for a plug-in that raises, or makes something else than cases.
+        """
+        try:
+            made = list(self.make(row))
+        except Exception as error:
+            if self.make.__module__.startswith("verigrad."):
+                raise  # ours to mend: with its traceback
+            says = f"{type(error).__name__}: {blame.one_line(error)}"
+            place = f" ({where})" if (where := blame.place(error)) else ""
+            raise ValueError(
+                f"the probe {self.name!r} failed on row {row.problem.id!r}: {says}{place}"
+            ) from error
+        cases = [Case(self.name, case) if isinstance(case, str) else case for case in made]
+        for case in cases:
+            if not isinstance(case, Case) or not isinstance(case.text, str) or not isinstance(case.kind, str):
+                raise ValueError(
+                    f"the probe {self.name!r} made {shown(case)} of row {row.problem.id!r}; expected texts, "
+                    "or Case(kind, text) of verigrad.verifiers.audit_cases"
+                )
+        return cases
 
 
 def probe(
@@ -89,7 +121,16 @@ def probe(
     undecided_is_fine: bool = False,
     only_warns: bool = False,
 ) -> Callable[[Callable[[Row], Iterable[Case | str]]], Probe]:
-    """Make a Probe of a function from a Row to responses; its docstring's first line says what it does."""
+    """Make a Probe of a function from a Row to responses; its docstring's first line says what it does.
+
+    ValueError in one line for an argument that will not do.
+    """
+    given = {"name": name, "expect": expect, "allowed": allowed, "needs": needs, "quick": quick,
+             "max_rows": 1 if max_rows is None else max_rows, "undecided_is_fine": undecided_is_fine,
+             "only_warns": only_warns}  # fmt: skip
+    for key, value in given.items():
+        if expected := RULES[key](value):
+            raise ValueError(f"@probe({shown(name)}): {key} = {shown(value)}; expected {expected}")
 
     def mark(make: Callable[[Row], Iterable[Case | str]]) -> Probe:
         says = (make.__doc__ or name).strip().partition("\n")[0]

@@ -1,10 +1,13 @@
 """A learned reward and rows with an honest answer -> whether it pays more for none, for repeats, for others'.
 
 A learned reward has no full reward, so what it pays is compared row by row with what it pays for an honest
-answer: the row's `answer`, `chosen` or `completion`, where that is more than a few words.
+answer: the row's `answer`, `chosen` or `completion`, where that is more than a few words. With the option
+`threshold` what is compared is whether the answer is accepted.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from verigrad.verifiers.audit_cases import Case, Row
@@ -19,10 +22,11 @@ MAX_ROWS = 40
 TIMES = 4  # an answer said again
 SAYS = {
     "no answer": "Nothing at all is paid less than an honest answer.",
+    "prompt copied": "The prompt given back as the answer is paid less than an honest answer.",
     "said again": "An honest answer said four times is paid less than said once.",
     "another prompt": "An honest answer to another prompt is paid less than that to its own.",
 }
-ALLOWED = {"no answer": 0.1, "said again": 0.5, "another prompt": 0.5}
+ALLOWED = {"no answer": 0.1, "prompt copied": 0.1, "said again": 0.5, "another prompt": 0.5}
 """Share of rows on which it may be otherwise; only `no answer` fails, the others warn."""
 
 
@@ -42,6 +46,17 @@ def is_learned(loaded: LoadedVerifier) -> bool:
     return bool(judging) and all(part.policy.learned for part in judging)
 
 
+def is_gate(loaded: LoadedVerifier) -> bool:
+    """Whether a learned part of the reward has a threshold, from which on an answer is right."""
+    return any(part.policy.learned and has_threshold(part) for part in parts_of(loaded))
+
+
+def has_threshold(loaded: LoadedVerifier) -> bool:
+    """Whether this verifier pays 1 from its option `threshold` on, else 0."""
+    owner = getattr(loaded.call, "__self__", None)
+    return getattr(owner, "threshold", loaded.options.get("threshold")) is not None
+
+
 def learned_results(bench: Judge, rows: Sequence[Row]) -> list[Result]:
     """One line for each comparison; nothing for a verifier without a learned part."""
     reads = readings(bench.loaded)
@@ -55,6 +70,7 @@ def learned_results(bench: Judge, rows: Sequence[Row]) -> list[Result]:
     cases = {
         "honest": [Case("honest", answer) for _, answer in honest],
         "no answer": [Case("nothing", "") for _ in honest],
+        "prompt copied": [Case("the prompt", row.prompt) for row, _ in honest],
         "said again": [Case(f"{TIMES} times", "\n".join([answer] * TIMES)) for _, answer in honest],
         "another prompt": [Case("another row's", others[at - 1]) for at in range(len(honest))],
     }
@@ -64,16 +80,29 @@ def learned_results(bench: Judge, rows: Sequence[Row]) -> list[Result]:
                       [said.get(id(case)) for case in cases[name]], reads) for name in SAYS]  # fmt: skip
 
 
-Read = Callable[[Verdict], float | None]
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One learned part of a verifier."""
+
+    paid: Callable[[Verdict], float | None]  # what it paid, read from the whole verdict
+    gate: bool  # has a threshold: 1 or 0
+
+    def tells(self, honest: float, other: float) -> bool:
+        """Whether the two rewards can be compared; a gate that accepts neither answer pays for none."""
+        return not self.gate or honest > 0 or other > 0
 
 
 def readings(loaded: LoadedVerifier) -> list[Read]:
     """What the learned parts of a verifier paid, to be read from its verdict."""
     owner = getattr(loaded.call, "__self__", None)
     if isinstance(owner, Combine):
-        names = [part.name for part in owner.parts if part.counts and part.verifier.policy.learned]
-        return [lambda verdict, name=name: verdict.parts.get(name) for name in names]  # type: ignore[misc]
-    return [lambda verdict: verdict.reward] if loaded.policy.learned else []
+        learned = [part for part in owner.parts if part.counts and part.verifier.policy.learned]
+        return [Read(partial(_part, one.name), has_threshold(one.verifier)) for one in learned]
+    return [Read(lambda verdict: verdict.reward, has_threshold(loaded))] if loaded.policy.learned else []
+
+
+def _part(name: str, verdict: Verdict) -> float | None:
+    return verdict.parts.get(name)
 
 
 def honest_answer(row: Row) -> str:
@@ -89,19 +118,25 @@ def _compared(
     name: str, honest: Sequence[Judged | None], others: Sequence[Judged | None], reads: Sequence[Read]
 ) -> Result:
     """A row is bad when a learned part pays the other no less than the honest answer."""
-    num, bad = 0, []
+    num, num_refused, bad = 0, 0, []
     rewards: list[float] = []
     for one, other in zip(honest, others, strict=True):
         if one is None or other is None or one.case.text == other.case.text:
             continue
-        pairs = [(read(one.verdict), read(other.verdict)) for read in reads]
-        decided = [(a, b) for a, b in pairs if a is not None and b is not None]
-        if len(decided) < len(pairs):
+        pairs = [(read, read.paid(one.verdict), read.paid(other.verdict)) for read in reads]
+        known = [(read, a, b) for read, a, b in pairs if a is not None and b is not None]
+        decided = [(a, b) for read, a, b in known if read.tells(a, b)]
+        if len(known) < len(pairs):
+            continue
+        if not decided:
+            num_refused += 1
             continue
         num += 1
         rewards += [b for _, b in decided]
         if any(b >= a for a, b in decided):
             bad.append(other)
+    if not num and num_refused:
+        return left_out(name, SAYS[name], "its threshold accepts neither the honest answers nor these")
     if not num:
         return left_out(name, SAYS[name], "no two answers were judged in time")
     low, high = wilson(len(bad), num)

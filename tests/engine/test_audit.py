@@ -13,7 +13,7 @@ from verigrad.sandboxes.conformance import CheckResult
 from verigrad.verifiers import registry
 
 MINE = '''\
-from verigrad.verifiers.base import verifier
+from verigrad.verifiers.base import POLICY_ATTRIBUTE, Policy, Verdict, verifier
 from verigrad.verifiers.audit_cases import probe
 
 
@@ -36,6 +36,26 @@ def right(text, answer):
 def shout(row):
     """The prompt in capitals."""
     yield row.prompt.upper()
+
+
+@probe("raises")
+def raising(row):
+    """Adds a number to a text."""
+    yield row.prompt + 1
+
+
+class LearnedGate:
+    """Stands for a learned reward with a threshold: it likes questions, and numbers a little less."""
+
+    def __init__(self, threshold=None):
+        self.threshold = threshold
+        setattr(self, POLICY_ATTRIBUTE, Policy("gate", runs="inline", learned=True))
+
+    def verify(self, prompt, text):
+        reward = 0.75 * ("?" in text) + 0.5 * ("number" in text)
+        if self.threshold is None:
+            return Verdict(reward, "partial")
+        return Verdict(float(reward >= self.threshold), "right" if reward >= self.threshold else "wrong")
 '''
 
 
@@ -79,6 +99,30 @@ def test_one_that_is_fooled_ends_with_1_and_the_worst_case_of_each_probe(call):
     assert {one["name"] for one in written["results"]} >= {"gold", "empty", "latency", "threads"}
 
 
+def test_a_learned_reward_that_pays_the_question_given_back_is_told_plainly(call):
+    rows = [{"prompt": f"Who is {n}?", "answer": f"She is the number {n} ."} for n in range(40)]
+    Path("said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def audited(*words):
+        status, out, err = call("mine.py:LearnedGate", "said.jsonl", *words)
+        assert status == 0, out + err
+        return out, {line.split("  ")[0].strip(): line for line in out.splitlines()}
+
+    out, lines = audited()
+    assert "warns" in lines["prompt copied"]
+    assert "prompt copied [the prompt], row" in out
+    assert "shown" in lines["prompt copy"]
+    out, lines = audited("--option", "threshold=0.6")  # accepts the question, and refuses the honest answer
+    assert "warns" in lines["prompt copied"]
+    assert "left out" in lines["no answer"]
+    assert "its threshold accepts neither" in lines["no answer"]
+    assert "warns" in lines["prompt copy"]  # with a threshold there is a full reward
+    assert "a learned reward with a threshold" in lines["prompt copy"]
+    _, lines = audited("--option", "threshold=0.4")
+    assert "ok" in lines["no answer"]
+    assert "warns" in lines["prompt copied"]  # both are accepted
+
+
 def test_json_is_all_there_is_on_standard_output(call):
     status, out, _ = call("mine.py:right", *WHO, "--json", "--only", "gold")
     assert status == 0
@@ -116,6 +160,7 @@ def test_a_limit_is_the_users_to_set(call):
         (("mine.py:right", *WHO, "--allow", "golden=0.1"), "no such probe"),
         (("mine.py:right", *WHO, "--only", "golden"), "no such probe"),
         (("mine.py:right", *WHO, "--probe", "mine.py:right"), "mark the function with @probe"),
+        (("mine.py:right", *WHO, "--probe", "mine.py:raising"), "the probe 'raises' failed on row"),
         (("mine.py:right", *WHO, "--limit", "0"), "expected at least 1 row"),
         (("mine.py:right", *WHO, "verifier.cache=false"), "no effect on `verigrad audit`"),
         (("mine.py:right", *WHO, "optim.lr=1"), "optim.lr has no effect on `verigrad audit`"),

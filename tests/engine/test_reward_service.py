@@ -302,22 +302,26 @@ max_undecided_frac = 1.0
 class Bench:
     """Pays as the function it is given, as a learned verifier."""
 
-    def __init__(self, pays):
-        self.pays = pays
-        self.loaded = registry.load("reward_model", {"model": "m"})
+    def __init__(self, pays, threshold=None):
+        self.pays, self.threshold = pays, threshold
+        self.loaded = registry.load("reward_model", {"model": "m", "threshold": threshold})
 
     def judge(self, cases):
-        return [
-            Judged(row.problem, case, Verdict(self.pays(case.text), "partial"), False) for row, case in cases
-        ]
+        return [Judged(row.problem, case, self.verdict(self.pays(case.text)), False) for row, case in cases]
+
+    def verdict(self, reward):
+        if self.threshold is None:
+            return Verdict(reward, "partial")
+        return Verdict(float(reward >= self.threshold), "right" if reward >= self.threshold else "wrong")
 
 
 @pytest.mark.parametrize(
     ("pays", "statuses"),
     [
-        (lambda text: 1.0 if text.count(".") == 1 else 0.0, ["ok", "ok", "warns"]),
-        (lambda text: float(len(text)), ["ok", "warns", "warns"]),
-        (lambda text: -float(len(text)), ["FAILS", "ok", "warns"]),
+        (lambda text: 1.0 if text.count(".") == 1 else 0.0, ["ok", "ok", "ok", "warns"]),
+        (lambda text: float(len(text)), ["ok", "ok", "warns", "warns"]),
+        (lambda text: -float(len(text)), ["FAILS", "warns", "ok", "warns"]),
+        (lambda text: float(text.startswith("tell")), ["FAILS", "warns", "warns", "warns"]),
     ],
 )
 def test_an_audit_says_what_a_learned_reward_pays_for(pays, statuses):
@@ -328,6 +332,21 @@ def test_an_audit_says_what_a_learned_reward_pays_for(pays, statuses):
     assert [one.status for one in learned_results(Bench(pays), rows)] == statuses
     bare = [Row(replace(one, answer="7"), "", None, (), "text", str) for one in problems]
     assert {one.status for one in learned_results(Bench(pays), bare)} == {"left out"}
+
+
+@pytest.mark.parametrize(
+    ("threshold", "statuses"),
+    [
+        (1.0, ["ok", "ok", "warns", "warns"]),  # accepts what is long: an honest answer, also said again
+        (-1.0, ["FAILS", "warns", "warns", "warns"]),  # accepts everything
+        (1e6, ["left out"] * 4),  # accepts nothing: an empty answer that is refused is not paid
+    ],
+)
+def test_of_a_gate_the_audit_compares_what_is_accepted(threshold, statuses):
+    problems = [Problem(str(n), "?", f"the cat is {'soft' if n % 2 else 'hard'} .") for n in range(30)]
+    rows = [Row(one, one.prompt, None, (), "text", str) for one in problems]
+    found = learned_results(Bench(lambda text: len(text) / 10, threshold), rows)
+    assert [one.status for one in found] == statuses
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from tests.tiny import Forked, model_folder, rollout, write_recipe
-from verigrad.engine import lm_harness, probes, suite
+from verigrad.engine import lm_harness, makers, probes, suite
 from verigrad.engine.config import ConfigError
 from verigrad.engine.eval_report import Result
 from verigrad.engine.schema import VerifiedGroup
@@ -267,11 +267,37 @@ def test_an_answer_with_braces_is_put_in_as_it_is(tmp_path):
         ({"num": 1}, "at least 2"),
         ({"place": "above"}, "expected 'before' or 'after'"),
         ({"nonsense": 1}, "no option of a probe"),
+        ({"num": "ten"}, "num = 'ten'; expected a whole number"),
+        ({"num": 2.5}, "num = 2.5; expected a whole number"),
+        ({"hint": 3}, "hint = 3; expected a text"),
+        ({"place": ["before"]}, "expected a text"),
+        ({"source": 7}, "source = 7; expected a text"),
+        ({"columns": 3}, "columns = 3; expected a table"),
+        ({"columns": {"prompt": ["question"]}}, "expected a table"),
+        ({"options": "x"}, "expected a table of options"),
     ],
 )
 def test_a_probe_that_cannot_be_made_is_one_line(tmp_path, options, says):
     with pytest.raises(ConfigError, match=says):
         probes.wrong_hints(**{"seed": 0, "source": source(tmp_path), "num": 3, **options})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("opinions", {"agrees": 1}, "agrees = 1; expected a text"),
+        ("shifted", {"kinds": "typos"}, "kinds = 'typos'; expected a list of texts"),
+        ("shifted", {"kinds": [["typos"]]}, "expected a list of texts"),
+        ("harmless", {"num": "x"}, "num = 'x'; expected a whole number"),
+        ("red_team", {"num": 1.5}, "num = 1.5; expected a whole number"),
+    ],
+)
+def test_an_option_of_another_type_is_one_line_for_every_probe(tmp_path, name, options, says):
+    given = {} if name in ("harmless", "red_team") else {"source": source(tmp_path)}
+    with pytest.raises(ConfigError, match=f"the probe {name}: ") as caught:
+        makers.make_rows(f"verigrad.engine.probes:{name}", seed=0, options={**given, **options})
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_rows_without_text_or_with_one_answer_are_told(tmp_path):

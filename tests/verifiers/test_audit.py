@@ -413,6 +413,46 @@ def test_probes_are_plugins(tmp_path):
     assert line(report, "shouting").num == 2
 
 
+@pytest.mark.parametrize(
+    ("marked", "says"),
+    [
+        ("'p', max_rows='x'", "max_rows = 'x'; expected a whole number"),
+        ("'p', allowed=2", "allowed = 2; expected a number from 0 to 1"),
+        ("'p', expect='wrong'", "expect = 'wrong'; expected one of right, not_right"),
+        ("'p', needs='rows'", "needs = 'rows'; expected one of gold, answer, row"),
+        ("'p', quick=1", "quick = 1; expected true or false"),
+        ("5", "name = 5; expected a name"),
+    ],
+)
+def test_a_probe_marked_wrongly_is_one_line(tmp_path, marked, says):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from verigrad.verifiers.audit_cases import probe\n"
+        f"@probe({marked})\ndef mine(row):\n    yield row.prompt\n"
+    )
+    with pytest.raises(ValueError, match=r"mine\.py line 2: ") as caught:
+        audit_probes.load(f"{path}:mine")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda row: [3], "made 3 of row"),
+        (lambda row: None, "'NoneType' object is not iterable"),
+        (lambda row: [Case("a", 3)], "made Case(kind='a', text=3"),
+        (lambda row: [row.prompt + 1], "TypeError: can only concatenate str"),
+        (lambda: ["a"], "takes 0 positional arguments"),
+    ],
+)
+def test_a_probe_that_raises_or_makes_no_cases_is_one_line(make, says):
+    with pytest.raises(ValueError, match=r"^the probe 'mine' ") as caught:
+        audit(Audited("math_answer"), SUMS[:2], probes=[probe("mine")(make)])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_every_built_in_probe_says_what_it_does_in_one_line():
     names = [one.name for one in audit_probes.PROBES]
     assert len(set(names)) == len(names)
