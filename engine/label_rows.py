@@ -100,7 +100,7 @@ def files_of(cfg: Config) -> tuple[tuple[str, ...], tuple[Criterion, ...], str]:
     criteria: tuple[Criterion, ...] = ()
     if label.rubric:
         try:
-            criteria = rubric_criteria.from_file(shipped(label.rubric).expanduser())
+            criteria = rubric_criteria.from_file(file_of(label.rubric))
         except ValueError as error:
             raise ConfigError(f"label.rubric: {error}") from error
     preface = read_text(label.few_shot, "label.few_shot") if label.few_shot else ""
@@ -120,11 +120,16 @@ def read_constitution(path: str) -> tuple[str, ...]:
     return found
 
 
+def file_of(path: str) -> Path:
+    """The user's own file, or else one that comes with the recipes."""
+    own = Path(path).expanduser()
+    return own if own.is_file() else shipped(path)
+
+
 def read_text(path: str, setting: str) -> str:
-    """A text file, or one that comes with the recipes."""
-    file = Path(path).expanduser()
+    """What file_of(path) holds; ConfigError names the setting."""
     try:
-        return (file if file.is_file() else shipped(path)).read_text(encoding="utf-8")
+        return file_of(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{setting} = {path!r} cannot be read: {error}") from error
 

@@ -61,11 +61,14 @@ class Tasks:
 
     def prefer(self, item: Item) -> Plan:
         """Which of two answers is better, of each two that stand side by side: first and second, third and
-        fourth, ...; equal ones are not asked about."""
+        fourth, ...; equal ones are not asked about, and the same two only once."""
         outcome, answers = Outcome(), list(item.answers or ())
-        pairs = [pair for pair in list(pairwise(answers))[::2] if pair[0] != pair[1]]
-        outcome.counts["equal"] += len(answers) // 2 - len(pairs)
-        for number, (a, b) in enumerate(pairs):
+        every = [pair for pair in list(pairwise(answers))[::2] if pair[0] != pair[1]]
+        outcome.counts["equal"] += len(answers) // 2 - len(every)
+        times, pairs = Counter(map(frozenset, every)), dict[frozenset[str], tuple[str, str]]()
+        for pair in every:
+            pairs.setdefault(frozenset(pair), pair)
+        for number, (same, (a, b)) in enumerate(pairs.items()):
             principle = self._principle(item, number)
             if not self.cfg.judge.swap and derive_seed(self.cfg.train.seed, "order", item.id, number) % 2:
                 a, b = b, a  # asked in one order alone, which is drawn
@@ -93,22 +96,21 @@ class Tasks:
                 outcome.counts["as_labelled"] += chosen == item.chosen
             row = {"chosen": chosen, "rejected": rejected, "p_chosen": told.p_a if first else 1 - told.p_a,
                    "tie": not told.winner, "agreed": told.agreed}  # fmt: skip
-            outcome.rows.append(self._row(item, row, both, replies, principle))
+            outcome.rows += self._rows(times[same], item, row, both, replies, principle)
         return outcome
 
     def score(self, item: Item) -> Plan:
         """How good each answer is, from 1 to 10, as a likelihood-weighted mean."""
         outcome = Outcome()
         manner = {"reasons": self.cfg.judge.reason, **self._manner(item)}
-        principles = [self._principle(item, number) for number in range(len(item.answers or ()))]
+        times = Counter(item.answers or ())  # equal answers are asked about once
+        principles = [self._principle(item, number) for number in range(len(times))]
         questions = [
             judge_prompts.score(item.request, one, principle=by, **manner)
-            for one, by in zip(item.answers or (), principles, strict=True)
+            for one, by in zip(times, principles, strict=True)
         ]
         replies = yield questions
-        for answer, by, question, reply in zip(
-            item.answers or (), principles, questions, replies, strict=True
-        ):
+        for answer, by, question, reply in zip(times, principles, questions, replies, strict=True):
             self._count(outcome, question, reply)
             choice = judge_reading.choice_of(question, reply)
             if isinstance(choice, str):
@@ -116,13 +118,13 @@ class Tasks:
             score = judge_reading.expected_score(choice.probs)
             reward = judge_reading.reward_of_score(score)
             row = {"completion": answer, "score": score, "reward": reward, "label": reward > 0}
-            outcome.rows.append(self._row(item, row, [question], [reply], by))
+            outcome.rows += self._rows(times[answer], item, row, [question], [reply], by)
         return outcome
 
     def rubric(self, item: Item) -> Plan:
         """Every criterion by itself; an answer of which one is undecided has no reward."""
         outcome, criteria = Outcome(), item.criteria or self.given.criteria
-        for answer in item.answers or ():
+        for answer, num_rows in Counter(item.answers or ()).items():
             questions = [
                 judge_prompts.criterion(item.request, answer, criterion=one.text,
                                         reasons=self.cfg.judge.reason, **self._manner(item))
@@ -139,7 +141,7 @@ class Tasks:
                 continue
             reward = rubric_criteria.reward_of(criteria, list(met.values()))
             row = {"completion": answer, "reward": reward, "label": reward >= 0.5, "met": met}
-            outcome.rows.append(self._row(item, row, questions, replies, ""))
+            outcome.rows += self._rows(num_rows, item, row, questions, replies, "")
         return outcome
 
     def revise(self, item: Item) -> Plan:
@@ -198,6 +200,11 @@ class Tasks:
         if question.choices and reply.text is not None:
             unread = isinstance(judge_reading.choice_of(question, reply), str)
             outcome.counts["unread"] += unread
+
+    def _rows(self, num: int, *of_row: Any) -> list[Row]:
+        """A label for each of `num` equal answers; what the judge cost stands in the first."""
+        first = self._row(*of_row)
+        return [first, *({**first, "cost": 0.0} for _ in range(num - 1))]
 
     def _row(
         self, item: Item, label: Row, asked: Sequence[Question], told: Sequence[Reply], principle: str

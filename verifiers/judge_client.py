@@ -8,11 +8,11 @@ import email.utils
 import json
 import math
 import os
+import queue
 import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -150,8 +150,12 @@ class JudgeClient:
         on_reply: OnReply | None = None,
         deadline: float | None = None,
     ) -> list[Reply]:
-        """See judge_base.Judge. After a fatal reply, and after `deadline`, nothing more is asked."""
+        """See judge_base.Judge. After a fatal reply, and after `deadline`, nothing more is asked.
+
+        An exception, as of Ctrl-C, ends it at once: requests under way are left behind.
+        """
         replies: list[Reply | None] = [None] * len(questions)
+        todo, done = queue.SimpleQueue[int](), queue.SimpleQueue[tuple[int, Reply | BaseException]]()
         stop = threading.Event()
         reason: list[str] = []
 
@@ -164,19 +168,35 @@ class JudgeClient:
                 stop.set()
             return reply
 
-        with ThreadPoolExecutor(max(1, min(self.endpoint.concurrency, len(questions)))) as pool:
-            futures = {pool.submit(one, position): position for position in range(len(questions))}
-            try:
-                for future in as_completed(futures):
-                    position = futures[future]
-                    replies[position] = reply = future.result()
-                    if on_reply is not None:
-                        on_reply(position, reply)
-            except BaseException:
-                reason.append("interrupted")
-                stop.set()
-                self._closing.set()
-                raise
+        def work() -> None:
+            while True:
+                try:
+                    position = todo.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    done.put((position, one(position)))
+                except BaseException as error:
+                    done.put((position, error))
+
+        for position in range(len(questions)):
+            todo.put(position)
+        try:
+            for _ in range(min(self.endpoint.concurrency, len(questions))):
+                # Daemons, and no executor: that would wait for its requests, here and when Python exits.
+                threading.Thread(target=work, name="judge", daemon=True).start()
+            for _ in questions:
+                position, reply = done.get()
+                if isinstance(reply, BaseException):
+                    raise reply
+                replies[position] = reply
+                if on_reply is not None:
+                    on_reply(position, reply)
+        except BaseException:
+            reason.append("interrupted")
+            stop.set()
+            self._closing.set()
+            raise
         return [reply for reply in replies if reply is not None]
 
     def ask_one(self, question: Question, *, deadline: float | None = None) -> Reply:

@@ -1,7 +1,10 @@
 """`verigrad label`: what the judge says becomes rows; failures and kills change nothing."""
 
 import json
+import os
 import re
+import signal
+import time
 
 import pytest
 
@@ -191,6 +194,66 @@ def test_answers_are_sampled_where_a_row_has_none(tmp_path):
         status, printed = label(tmp_path, server, "run.folder=other")
     assert status == 2
     assert "policy.model is empty, so none can be sampled" in printed
+
+
+@pytest.mark.parametrize(
+    ("task", "answers", "asked", "made"),
+    [
+        ("score", ["good", "bad", "good", "good"], 2, ["good", "good", "good", "bad"]),
+        ("rubric", ["good", "bad", "good"], 2, ["good", "good", "bad"]),
+        # The same two in either order, and two equal ones, which nobody is asked about.
+        ("prefer", ["good", "bad", "bad", "good", "bad", "bad"], 2, ["good", "good"]),
+    ],
+)
+def test_equal_answers_of_a_row_are_asked_about_once_and_cost_once(tmp_path, task, answers, asked, made):
+    row = {"prompt": "q", "responses": answers}
+    files = {"principles.md": "Be kind.\n\nBe brief.\n\nBe true.\n"} if task != "rubric" else {}
+    files |= {"r.toml": '[[criteria]]\ncriterion = "is good"\n'} if task == "rubric" else {}
+    more = 'rubric = "r.toml"\n' if task == "rubric" else 'constitution = "principles.md"\n'
+    write(tmp_path, f'task = "{task}"\n{more}', data=[row], **files)
+
+    def judge(asked, number):
+        return prefers_good(asked, number) if task != "rubric" else "yes"
+
+    with Scripted(judge) as server:
+        status, printed = label(tmp_path, server, "judge.price_in=10")
+    assert status == 0, printed
+    assert len(server.requests) == asked
+    assert [one.get("completion", one.get("chosen")) for one in labels(tmp_path)] == made
+    (metrics,) = rows(tmp_path / "run/metrics.jsonl")
+    spent = sum(one["cost"] for one in rows(tmp_path / f"run/{JUDGEMENTS}"))
+    assert spent > 0
+    assert metrics["num_judgements"] == asked
+    assert metrics["num_equal"] == (task == "prefer")
+    assert metrics["cost"] == pytest.approx(spent)
+    assert sum(one["cost"] for one in labels(tmp_path)) == pytest.approx(spent)
+
+
+def test_a_second_interrupt_ends_at_once_and_what_was_answered_is_kept(tmp_path):
+    write(tmp_path, 'task = "prefer"\n')
+    record = tmp_path / f"run/{JUDGEMENTS}"
+
+    def hangs(asked, number):
+        return prefers_good(asked, number) | {"sleep": 0 if number < 3 else 60}
+
+    with Scripted(hangs) as server:
+        words = (f"judge.url={server.url}", "judge.timeout_s=100", "judge.concurrency=3")
+        run = Forked("label", "recipe.toml", *words, folder=tmp_path)
+        while not (record.exists() and record.read_text().count("\n") == 3):
+            assert run.running(), run.text()
+            time.sleep(0.01)
+        os.kill(run.pid, signal.SIGINT)
+        time.sleep(0.5)
+        os.kill(run.pid, signal.SIGINT)
+        started = time.monotonic()
+        status, printed = run.wait(30)
+    assert time.monotonic() - started < 10
+    assert status == 130, printed
+    assert len(rows(record)) == 3
+    with Scripted(prefers_good) as server:
+        status, printed = label(tmp_path, server, "judge.timeout_s=100")
+        assert status == 0, printed
+        assert len(server.requests) == 17
 
 
 def test_line_ends_within_an_answer_end_no_row(tmp_path):

@@ -146,6 +146,21 @@ def test_a_deadline_ends_the_trying():
     assert time.monotonic() - started < 1.5
 
 
+def test_an_interrupt_waits_for_no_request():
+    def stops(position, reply):
+        raise KeyboardInterrupt
+
+    def hangs(asked, number):
+        return {"text": "1", "sleep": 0 if number == 1 else 20}
+
+    with Scripted(hangs) as server, client(server, concurrency=4, timeout_s=30.0) as judge:
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            judge.ask([PAIR] * 8, on_reply=stops)
+        judge.close()
+    assert time.monotonic() - started < 5
+
+
 def test_requests_run_side_by_side_up_to_the_limit_in_the_order_asked():
     def slow(asked, number):
         return {"text": asked.split("request\n")[1].split("\n")[0], "sleep": 0.05}
