@@ -14,10 +14,11 @@ verifier. Nothing but JSON travels.
 import contextlib
 import hashlib
 import json
+import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +32,9 @@ GIVEN_UP = "given_up"  # beside the socket: why nobody starts the service again
 RETRY_S = 0.2
 LEAST_S = 0.5  # of a check's time are kept to say that the service was late
 TELL_S = 2.0
+MAX_TOLD = 256  # hints that wait to be sent, each as large as a group of attempts
 MAX_CUT = 2  # requests during which the service died, before it is not asked the same again
+log = logging.getLogger(__name__)
 
 
 class ServiceLost(RuntimeError):
@@ -140,19 +143,55 @@ def ask(service: Service, path: str, request: Mapping[str, Any], *, timeout_s: f
 
 
 def tell(service: Service, path: str, request: Mapping[str, Any]) -> None:
-    """POST a JSON object in the background, and do not look at what comes of it."""
+    """POST a JSON object in the background, and do not look at what comes of it: a hint that may be lost.
+
+    At most MAX_TOLD wait; beyond, the oldest are dropped, and counted in `teller().num_dropped`.
+    """
     address, body = address_of(service), json.dumps(request).encode()
 
     def post() -> None:
         with contextlib.suppress(Exception):
             client(address).post(path, content=body, timeout=TELL_S, headers=JSON)
 
-    _teller().submit(post)
+    teller().put(post)
+
+
+class Teller:
+    """One thread that makes posts in order. Of more than `most` waiting ones the oldest are dropped.
+
+    The oldest, because its check is the first to ask for itself; the sender never waits, since it is the loop
+    that hands out checks.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.num_dropped = most, 0
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        threading.Thread(target=self._post, name="service-hints", daemon=True).start()
+
+    def put(self, post: Callable[[], None]) -> None:
+        """Queue a post; returns at once."""
+        with self._changed:
+            if len(self._waiting) >= self.most:
+                self._waiting.popleft()
+                self.num_dropped += 1
+                if self.num_dropped == 1:
+                    log.warning("more than %d hints to services wait; the oldest are dropped", self.most)
+            self._waiting.append(post)
+            self._changed.notify()
+
+    def _post(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                post = self._waiting.popleft()
+            post()
 
 
 @lru_cache(maxsize=1)
-def _teller() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="service-hints")
+def teller() -> Teller:
+    """This process's own."""
+    return Teller(MAX_TOLD)
 
 
 JSON = {"content-type": "application/json"}

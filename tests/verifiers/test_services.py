@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import psutil
@@ -140,6 +141,41 @@ def test_the_pool_tells_a_service_what_will_be_judged(served):
         judge(pool, "a", "ab")
         time.sleep(0.5)
         assert judge(pool, "abc")[0].parts["hints"] >= 2
+
+
+def test_hints_wait_in_a_queue_of_which_the_oldest_are_dropped_and_counted(caplog):
+    teller, done, go = services.Teller(3), [], threading.Event()
+    started = threading.Event()
+    teller.put(lambda: (started.set(), go.wait(10)))
+    assert started.wait(10)
+    for number in range(8):
+        teller.put(lambda number=number: done.append(number))
+    assert teller.num_dropped == 5
+    assert caplog.text.count("the oldest are dropped") == 1
+    last = threading.Event()
+    go.set()
+    while len(done) < 3:
+        time.sleep(0.01)
+    teller.put(last.set)
+    assert last.wait(10)
+    assert done == [5, 6, 7]
+    assert teller.num_dropped == 5
+
+
+def test_telling_a_service_that_hangs_neither_waits_nor_fills_the_memory(server, monkeypatch):
+    monkeypatch.setattr(services, "MAX_TOLD", 4)
+    services.teller.cache_clear()
+    service = Service(server)
+    lease = Lease([service])
+    try:
+        started = time.monotonic()
+        for _ in range(50):
+            services.tell(service, "/score", {"text": "hang"})
+        assert time.monotonic() - started < 5
+        assert services.teller().num_dropped >= 40
+    finally:
+        services.teller.cache_clear()
+        lease.close()
 
 
 def test_a_killed_service_comes_back_and_nobody_is_blamed(served, tmp_path):
