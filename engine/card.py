@@ -222,15 +222,21 @@ def results(one: Record) -> Iterator[str]:
     if not one.evals:
         yield "Nothing was held out, so nothing is known of how it does on what it was not trained on.\n"
         return
-    sets = list(dict.fromkeys(str(row.get("data")) for row in one.evals))
     rows = []
-    for name in sets:
-        of_set = [row for row in one.evals if str(row.get("data")) == name]
-        first, last = of_set[0], of_set[-1]
+    for name, (first, last) in first_and_last(one.evals).items():
         for score in ("avg", "accuracy", "loss"):
             if score in last:
                 rows.append((name, score, scored(first, score), scored(last, score), counted(last)))
     yield table(("held-out set", "score", "before", "after", "measured on"), rows)
+
+
+def first_and_last(evals: Sequence[Json]) -> dict[str, tuple[Json, Json]]:
+    """Each evaluation set's first and last row, by its name; the rows of several sets stand mixed."""
+    found: dict[str, tuple[Json, Json]] = {}
+    for row in evals:
+        name = str(row.get("data"))
+        found[name] = (found[name][0] if name in found else row, row)
+    return found
 
 
 def scored(row: Json, score: str) -> str:
@@ -297,8 +303,9 @@ def failures(records: Sequence[Record], found: Json) -> Iterator[str]:
         for path in sorted((one.folder / "tripped").glob("step_*.parquet")):
             step = path.stem.removeprefix("step_").lstrip("0")
             yield f"{where}a sign of reward hacking tripped at step {step}; its rollouts are in {path.name}"
-        if one.evals and (cut := one.evals[-1].get("truncated_frac") or 0) > 0.05:
-            yield f"{where}{cut:.1%} of held-out answers were cut off by the token limit"
+        for name, (_, last) in first_and_last(one.evals).items():
+            if (cut := last.get("truncated_frac") or 0) > 0.05:
+                yield f"{where}{cut:.1%} of held-out answers were cut off by the token limit, on {name}"
     for effect in found.get("side_effects", []):
         if effect["reading"] == "WORSE":
             yield f"side effect: {effect['name']} got worse by {abs(effect['paired']['gain']):.3f}"
@@ -332,8 +339,9 @@ def risks(records: Sequence[Record], found: Json) -> Iterator[str]:
     for one in records:
         if one.verb in ("train", "sft", "prefer") and not one.evals:
             yield f"{one.folder.name}: nothing was held out"
-        if one.evals and (num := one.evals[-1].get("num_problems") or 0) and num < 100:
-            yield f"{one.folder.name}: the results rest on {num} problems; see the intervals"
+        for name, (_, last) in first_and_last(one.evals).items():
+            if (num := last.get("num_problems") or 0) and num < 100:
+                yield f"{one.folder.name}: the results on {name} rest on {num} problems; see the intervals"
     if not found:
         yield "side effects (refusals, sycophancy, other abilities) were not measured"
     yield "whether held-out problems occur in the starting model's own training data is unknown"

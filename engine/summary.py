@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from verigrad.engine import curve, rollout_file
+from verigrad.engine import curve, rollout_file, tripped
 from verigrad.engine.catalogue import ROWS
 from verigrad.engine.checkpoint import name_of
 from verigrad.engine.intervals import paired_gain
@@ -35,6 +35,9 @@ def show(run: Run, screen: Screen) -> int:
             rows.append(("steps with nothing to train on", f"{idle} of {len(metrics)}"))
     if run.environment().get("control"):
         rows.append(("CONTROL", f"{run.cfg.verifier.name} pays whatever is answered"))
+    if trips := tripped.recorded(run.folder):
+        more = f"; and {len(trips) - 1} more" if len(trips) > 1 else ""
+        rows.append(("TRIPPED", f"see tripped/: {trips[0].said}{more}"))
     rows.append(("what was trained", _method(run)))
     rows.append(("where the time went", _time_split(run.total_seconds())))
     picture = run.folder / "curve.png"

@@ -117,6 +117,17 @@ def standing(run_folder: Path) -> Trip | None:
         ) from error
 
 
+def recorded(run_folder: Path) -> list[Trip]:
+    """Every trip of a run, in the order of their steps; what cannot be read is standing()'s to tell."""
+    found = []
+    for path in (run_folder / FOLDER).glob("*.json"):
+        try:
+            found.append(Trip(**json.loads(path.read_text())))
+        except (OSError, ValueError, TypeError):
+            continue
+    return sorted(found, key=lambda trip: trip.step)
+
+
 def require_change(trip: Trip, monitor: MonitorConfig, run_folder: Path) -> None:
     """ConfigError, unless a setting is another one now that has a say in this trip."""
     now = monitor.model_dump(mode="json")

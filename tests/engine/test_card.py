@@ -53,14 +53,31 @@ def test_what_the_run_recorded_is_on_the_card(tmp_path):
         "probe 'empty' in 3 of 8 cases",
         "checks failed in 1 of 2 steps, at most 10.0%",
         "1 optimizer steps were skipped",
-        "20.0% of held-out answers were cut off",
+        "20.0% of held-out answers were cut off by the token limit, on held_out",
         "the reward is learned",
-        "the results rest on 50 problems",
+        "the results on held_out rest on 50 problems",
         "were not measured",
     ):
         assert line in text, line
     assert "<b>" not in text
     assert "\\|x" in text
+
+
+def test_every_evaluation_set_has_its_rows_and_its_warnings(tmp_path):
+    evals = [
+        {"step": step, "data": name, "avg": avg, "num_problems": num, "truncated_frac": cut}
+        for step, more in ((0, 0.0), (4, 0.25))
+        for name, avg, num, cut in (("easy", 0.5 + more, 30, 0.3), ("hard", 0.0 + more, 500, 0.0))
+    ]
+    text = card(write_run(tmp_path / "x", evals=evals))
+    for line in (
+        "| easy | avg | 0.500 at step 0 | 0.750 at step 4 | 30 problems |",
+        "| hard | avg | 0.000 at step 0 | 0.250 at step 4 | 500 problems |",
+        "30.0% of held-out answers were cut off by the token limit, on easy",
+        "the results on easy rest on 30 problems",
+    ):
+        assert line in text, line
+    assert "on hard" not in text
 
 
 def test_side_effects_are_told_and_the_worse_ones_are_failures(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from tests.tiny import config, rollout
-from verigrad.engine import curve, summary
+from verigrad.engine import curve, summary, tripped
 from verigrad.engine.interrupt import Interrupt
 from verigrad.engine.run import Run
 from verigrad.engine.schema import Evaluation, VerifiedGroup
@@ -76,6 +76,20 @@ def test_one_evaluation_is_no_comparison(shown):
 
 def test_nothing_recorded_is_still_shown(shown):
     assert "0 steps" in shown({})
+
+
+def test_what_tripped_is_in_the_table(shown, tmp_path):
+    assert "TRIPPED" not in shown({})
+    folder = tmp_path / "run" / tripped.FOLDER
+    folder.mkdir()
+    trip = {"since": 3, "sign": "proxy_gap", "limit": 0.5, "setting": "max_proxy_gap", "others": [],
+            "patience": 2, "action": "warn", "num_guilty": 4, "monitor": {}}  # fmt: skip
+    (folder / "step_000012.json").write_text(json.dumps({**trip, "step": 12, "value": 0.75}))
+    (folder / "step_000004.json").write_text(json.dumps({**trip, "step": 4, "value": 0.625}))
+    (folder / "step_000005.json").write_text("{}")
+    (row,) = [line for line in shown({}).splitlines() if "TRIPPED" in line]
+    said = "see tripped/: proxy_gap 0.625 is above monitor.max_proxy_gap = 0.5, since step 3; and 1 more"
+    assert said in row
 
 
 def test_rewards_that_were_not_finite(shown):
