@@ -12,10 +12,13 @@ from typing import IO, Any
 from rich.console import Console
 from rich.table import Table
 
+from verigrad.engine.failures import WorkError
+from verigrad.sandboxes.base import SandboxError
 from verigrad.sandboxes.pool import SandboxSettings
 from verigrad.verifiers import registry
 from verigrad.verifiers.base import Attempt, Problem, Verdict
 from verigrad.verifiers.isolation import VerifierPool
+from verigrad.verifiers.service_keeper import ServiceUnavailable
 
 EXAMPLE = """\
 example:
@@ -29,6 +32,9 @@ example:
 Each line of CASES is {"response": text, "answer": any, "prompt"?: text or messages, "meta"?: {...}}; each
 line of the output is {"index", "reward", "outcome", "parts", "reason", "seconds"}. reward is null where the
 check itself failed.
+
+Exit status 0: every case was decided. 1: some check failed, or what the verifier needs (its reward model, its
+judge, its sandbox) does not start or cannot be reached. 2: the cases, the verifier or its options are wrong.
 """
 
 
@@ -72,7 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score the file; 0 if every case was decided, 1 if some check failed, 2 if the input is wrong."""
+    """Score the file; 0 if every case was decided, 1 if some check failed, 2 if the input is wrong.
+
+    WorkError, which is 1, where the verifier's service (a learned reward, a judge) or sandbox does not start.
+    """
     try:
         options = dict(parse_option(text) for text in args.option)
         # Everything is read before anything is scored: a bad last line must not cost an hour of work.
@@ -86,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             sandbox=sandbox,
         )
+    except (ServiceUnavailable, SandboxError) as error:
+        raise WorkError(str(error)) from error
     except (ValueError, OSError) as error:
         print(f"verigrad: {error}", file=sys.stderr)
         return 2

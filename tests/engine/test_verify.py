@@ -93,6 +93,41 @@ def test_a_wrong_argument_is_one_line_and_exits_with_2(cases, capsys, words, com
     assert error.count("\n") == 1
 
 
+SERVED = """\
+from verigrad.verifiers.base import POLICY_ATTRIBUTE, Policy
+from verigrad.verifiers.services import Service
+
+
+class Served:
+    def __init__(self, server=""):
+        setattr(self, POLICY_ATTRIBUTE, Policy("served", services=(Service(server, ready_s=20.0),)))
+
+    def verify(self, text):
+        return 1.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "says"),
+    [
+        ("sys.exit('no memory left')", 1, "ended with status 1: no memory left"),
+        ("print('verigrad: model = x: no such folder', file=sys.stderr); sys.exit(2)", 2, "no such folder"),
+    ],
+)
+def test_a_service_that_does_not_start_is_1_unless_its_options_are_wrong(
+    cases, tmp_path, capsys, ends, status, says
+):
+    (tmp_path / "served.py").write_text(SERVED)
+    (tmp_path / "server.py").write_text(f"import sys\n{ends}\n")
+    words = ["verify", f"{tmp_path}/served.py:Served", str(cases({"response": "a", "answer": "a"}))]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--option", f"server={tmp_path}/server.py"])
+    assert ended.value.code == status
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
 def test_a_file_that_is_not_there_exits_with_2(tmp_path, capsys):
     assert call(verify, "exact_match", tmp_path / "nowhere.jsonl") == 2
     assert "nowhere.jsonl" in capsys.readouterr().err
