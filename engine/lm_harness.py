@@ -17,7 +17,13 @@ from verigrad.engine.screen import Screen
 from verigrad.engine.side_effects import Effect, SideEffects, effect, held_against_each_other
 from verigrad.engine.suite import LmEval
 
-METRICS = ("acc", "exact_match", "acc_norm", "f1")  # the first of them that a task's documents have
+METRICS = (
+    "acc",
+    "exact_match",
+    "acc_norm",
+    "f1",
+)  # those that are read: one number a document, higher better
+PLAIN = "none"  # what the harness calls the filter of a task that filters nothing
 
 
 def require(wanted: LmEval) -> None:
@@ -34,7 +40,7 @@ def require(wanted: LmEval) -> None:
 
 
 def added(found: SideEffects, wanted: LmEval, folders: Mapping[str, str], screen: Screen) -> SideEffects:
-    """The table with a row for each task; `folders` are the models' by label, the first one first."""
+    """The table with a row for each task, metric and filter; others are held against the first of `folders`."""
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for label, folder in folders.items():
         screen.say(f"{label}: {', '.join(wanted.tasks)} by lm-evaluation-harness")
@@ -42,14 +48,14 @@ def added(found: SideEffects, wanted: LmEval, folders: Mapping[str, str], screen
     first, *others = scores
     effects: list[Effect] = []
     for other in others:
-        for task in scores[first]:
-            pair = (scores[first][task], scores[other].get(task, {}))
-            effects += effect(f"lm_eval {task}", task, pair, "higher", (first, other))
+        for name in scores[first]:
+            pair = (scores[first][name], scores[other].get(name, {}))
+            effects += effect(f"lm_eval {name}", name, pair, "higher", (first, other))
     return dataclasses.replace(found, effects=held_against_each_other([*found.effects, *effects]))
 
 
 def by_document(folder: str, wanted: LmEval) -> dict[str, dict[str, float]]:
-    """Task -> document -> score."""
+    """`TASK METRIC`, or `TASK METRIC, FILTER` -> document -> score."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -67,17 +73,24 @@ def by_document(folder: str, wanted: LmEval) -> dict[str, dict[str, float]]:
     except (KeyError, ValueError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"lm-evaluation-harness: {reason}; correct [lm_eval] of the suite") from error
-    return {task: dict(_scores(samples)) for task, samples in outcome["samples"].items()}
+    found: dict[str, dict[str, float]] = {}
+    for task, samples in outcome["samples"].items():
+        found |= {f"{task} {name}": scores for name, scores in _scores(samples).items()}
+    return found
 
 
-def _scores(samples: Any) -> list[tuple[str, float]]:
-    rows = []
+def _scores(samples: Any) -> dict[str, dict[str, float]]:
+    """Metric and filter -> document -> score; a document comes once for each filter of its task."""
+    found: dict[str, dict[str, float]] = {}
     for sample in samples:
-        # Some tasks give a tuple for their f1, from which only the whole table makes a number.
-        value = next((sample[name] for name in METRICS if isinstance(sample.get(name), Real)), math.nan)
-        if math.isfinite(value):
-            rows.append((str(sample["doc_id"]), float(value)))
-    return rows
+        way = str(sample.get("filter", PLAIN))
+        for metric in METRICS:
+            # Some tasks give a tuple for their f1, from which only the whole table makes a number.
+            value = sample.get(metric)
+            if isinstance(value, Real) and math.isfinite(value):
+                name = metric if way == PLAIN else f"{metric}, {way}"
+                found.setdefault(name, {})[str(sample["doc_id"])] = float(value)
+    return found
 
 
 def _has_gpu() -> bool:
