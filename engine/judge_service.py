@@ -8,6 +8,7 @@ asks to break them up in what is judged. It becomes the server by exec.
 import json
 import os
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.failures import WorkError
 from verigrad.verifiers.judged import SPECIAL_TOKENS
 
+LAUNCHER = "vllm.entrypoints.launchers.api_server.entry"  # what `vllm serve` runs
 PLAIN_TEMPLATE = "{{ bos_token or '' }}{{ messages[-1]['content'] }}\nReply:"
 """For a model without a chat template: its beginning, the question, and where its reply begins."""
 
@@ -53,7 +55,7 @@ def command_of(socket: str, options: dict[str, Any]) -> list[str]:
     special = json.dumps(model_files.special_tokens(model.tokenizer))
     Path(socket).with_name(SPECIAL_TOKENS).write_text(special)
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model.folder,
+        sys.executable, "-m", *serving(str(model.folder)),
         "--served-model-name", "judge", "--uds", socket, "--disable-log-stats",
         "--disable-uvicorn-access-log",
         "--generation-config", "vllm", "--max-logprobs", "20",
@@ -69,6 +71,25 @@ def command_of(socket: str, options: dict[str, Any]) -> list[str]:
     if torch.cuda.is_available():
         return [*command, "--gpu-memory-utilization", "0.05"]  # what must be free at the start
     return [*command, "--enforce-eager", "--dtype", "float32"]
+
+
+def serving(model: str) -> list[str]:
+    """The module that serves a model, and how it is told which: `vllm serve` wherever that starts.
+
+    vLLM's command line asks for the version of the package `vllm`, and so does not start where the CPU build
+    is installed under the name of its own; what `serve` runs does.
+    """
+    if find_distribution("vllm"):
+        return ["vllm.entrypoints.cli.main", "serve", model]
+    return [LAUNCHER, "--model", model]
+
+
+def find_distribution(name: str) -> bool:
+    """Whether a package of this name is installed."""
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
 
 
 if __name__ == "__main__":
