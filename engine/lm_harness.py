@@ -40,7 +40,7 @@ def require(wanted: LmEval) -> None:
 
 
 def added(found: SideEffects, wanted: LmEval, folders: Mapping[str, str], screen: Screen) -> SideEffects:
-    """The table with a row for each task, metric and filter; others are held against the first of `folders`."""
+    """The table with a row for each task, metric and filter; `folders` has the first model first."""
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for label, folder in folders.items():
         screen.say(f"{label}: {', '.join(wanted.tasks)} by lm-evaluation-harness")
