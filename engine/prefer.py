@@ -164,7 +164,8 @@ class Reference:
 
     def attached(self, source: reference_cache.Source) -> reference_cache.Source:
         """Examples with the reference's log-probabilities of each, from the cache where they are there."""
-        key = [self.model.fingerprint, self.template_hash, self.cfg.policy.dtype]
+        words = reference_cache.tokenizer_key(self.model.folder)
+        key = [self.model.fingerprint, words, self.template_hash, self.cfg.policy.dtype]
         with self.run.timed("reference"):
             found, num = reference_cache.attach(source, self._sums, key=key, progress=self.screen.progress)
         whence = f"computed for {num}" if num else "taken from the cache"

@@ -1,12 +1,14 @@
 """Examples and their starting model -> the reference's log-probabilities, computed once and kept on disk.
 
-They depend on the model, the examples and the prompts alone, so every loss and every later run that shares
-these reads them from the cache folder ($VERIGRAD_CACHE, see makers.cache_folder).
+They depend on the model, the examples, the prompts and whatever made tokens of these, so every loss and every
+later run that shares these reads them from the cache folder ($VERIGRAD_CACHE, see makers.cache_folder).
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +22,8 @@ from verigrad.engine.preference_batch import LabelledExample, PairExample
 CHUNK = 4096
 """Examples of one file: what a kill loses of the work at most."""
 FILE = "logprobs.npy"
+TOKENIZER_FILES = frozenset({".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"})
+TOKENIZER_LIBRARIES = ("transformers", "tokenizers", "sentencepiece", "tiktoken", "mistral_common")
 
 Compared = PairExample | LabelledExample
 Sums = Callable[[Sequence[Compared]], Sequence[tuple[float, float]]]
@@ -52,6 +56,26 @@ class Referenced:
         if isinstance(example, PairExample):
             return dataclasses.replace(example, ref_chosen=first, ref_rejected=second)
         return dataclasses.replace(example, ref=first, kl_ref=second)
+
+
+def tokenizer_key(folder: str | Path) -> str:
+    """Changes with a tokenizer's files in the model's `folder`, and with the libraries that read them."""
+    found = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix in TOKENIZER_FILES and path.is_file():
+            found.update(f"{path.name} {path.stat().st_size} ".encode())
+            found.update(path.read_bytes())
+    for name in TOKENIZER_LIBRARIES:
+        found.update(f"{name} {_version(name)} ".encode())
+    return found.hexdigest()
+
+
+def _version(name: str) -> str:
+    """Of an installed library; empty without it."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def attach(

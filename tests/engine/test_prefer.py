@@ -218,6 +218,27 @@ def test_a_kill_loses_one_chunk_of_the_reference_at_most(monkeypatch):
     assert reference_cache.attach(Numbers(), sums, key=["other"], progress=lambda *_: None)[1] == 10
 
 
+def test_another_tokenizer_or_library_asks_the_reference_anew(tmp_path, folder, monkeypatch):
+    words = tmp_path / "words"
+    words.mkdir()
+    (words / "merges.txt").write_text("a b")
+    (words / "weights.safetensors").write_text("no words")
+    first = reference_cache.tokenizer_key(words)
+    (words / "weights.safetensors").write_text("others")
+    assert reference_cache.tokenizer_key(words) == first
+    (words / "merges.txt").write_text("b a")
+    assert reference_cache.tokenizer_key(words) != first
+    log = folder / "run" / "log.txt"
+    told = []
+    for release in ("1", "1", "2"):
+        monkeypatch.setattr(reference_cache, "version", lambda name, release=release: release)
+        session, open_task = opened(folder)
+        open_task()
+        session.__exit__(None, None, None)
+        told.append([line for line in log.read_text().splitlines() if "log-probabilities of" in line][-1])
+    assert ["computed" in line for line in told] == [True, False, True]
+
+
 # Runs ------------------------------------------------------------------------------------------------------
 
 
