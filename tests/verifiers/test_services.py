@@ -144,6 +144,7 @@ def test_the_pool_tells_a_service_what_will_be_judged(served):
 
 
 def test_hints_wait_in_a_queue_of_which_the_oldest_are_dropped_and_counted(caplog):
+    caplog.set_level("WARNING", logger=services.__name__)
     teller, done, go = services.Teller(3), [], threading.Event()
     started = threading.Event()
     teller.put(lambda: (started.set(), go.wait(10)))
