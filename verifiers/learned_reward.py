@@ -279,21 +279,17 @@ def digest_of(model: str) -> str:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether a run's checkpoint is finished, and every file of its manifest there with its bytes.
+    """Whether a run's checkpoint is finished, and every file of its manifest there in its size.
 
-    As engine/checkpoint.py has it, which this room does not know.
+    Less than engine/checkpoint.py asks, which this room does not know: reading all weights of a large
+    model in every worker, for what is only a name, would take minutes.
     """
     if not re.fullmatch(r"step_\d{6,}", checkpoint.name):  # .half, .damaged, .tripped
         return False
     try:
         files = dict(json.loads((checkpoint / "manifest.json").read_text())["files"])
-        return bool(files) and all(_fits(checkpoint / name, said) for name, said in files.items())
+        return bool(files) and all(
+            (checkpoint / name).stat().st_size == said["bytes"] for name, said in files.items()
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _fits(path: Path, said: Mapping[str, Any]) -> bool:
-    if path.stat().st_size != said["bytes"]:
-        return False
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == str(said["sha256"])

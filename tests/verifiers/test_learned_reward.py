@@ -1,5 +1,3 @@
-import re
-
 import pytest
 
 from verigrad.engine import checkpoint, reward_card
@@ -56,9 +54,7 @@ def written(run, step):
     return checkpoint.save(run / "checkpoints", step, write, keep=9)
 
 
-@pytest.mark.parametrize(
-    "harm", ["half", "damaged", "tripped", "missing", "shorter", "other", "unlisted", "torn"]
-)
+@pytest.mark.parametrize("harm", ["half", "damaged", "tripped", "missing", "shorter", "unlisted", "torn"])
 def test_the_version_is_of_the_checkpoint_that_is_loaded(tmp_path, harm):
     good, bad = written(tmp_path, 999_999), written(tmp_path, 1_000_000)
     assert digest_of(str(tmp_path)) == digest_of(str(bad)) != digest_of(str(good))
@@ -69,8 +65,6 @@ def test_the_version_is_of_the_checkpoint_that_is_loaded(tmp_path, harm):
         weights.unlink()
     elif harm == "shorter":
         weights.write_bytes(weights.read_bytes()[:-1])
-    elif harm == "other":
-        weights.write_bytes(re.sub(b"^w", b"v", weights.read_bytes()))
     elif harm == "unlisted":
         (bad / "manifest.json").unlink()
     else:
