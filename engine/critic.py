@@ -22,6 +22,7 @@ from verigrad.engine.loss import LossFn, LossSums
 from verigrad.engine.model_files import ModelFiles
 from verigrad.engine.optim import build_optimizer, learning_rate
 from verigrad.engine.packed_attention import NAME as PACKED
+from verigrad.engine.packed_attention import require_packable
 from verigrad.engine.policy import Policy, Update, take_step
 from verigrad.engine.reward_head import head_of
 from verigrad.engine.schema import Coefs, Metrics, PackedBatch
@@ -251,6 +252,7 @@ def load_trunk(cfg: Config, folder: Path) -> Any:
             f"critic.trunk = 'own': {str(folder)!r} could not be loaded with one value per token: {reason}. "
             "Take another critic.model, or critic.trunk = 'shared'"
         ) from error
+    require_packable(model, str(folder))
     head = head_of(model)
     missing = {name.rsplit(".", 1)[-1] for name in loading["missing_keys"] if name.count(".") == 1}
     with torch.no_grad():

@@ -33,6 +33,18 @@ def last_hidden(model: Any, layout: Layout, *, input_ids: Tensor, position_ids: 
     return hidden
 
 
+def require_packable(model: Any, folder: str) -> None:
+    """Raise ConfigError for a kind of model whose layers carry a state from token to token.
+
+    Packed sequences would be read as one: such layers take no boundaries from us.
+    """
+    if getattr(model, "_is_stateful", False):
+        raise ConfigError(
+            f"{folder} holds a {type(model).__name__}, whose recurrent layers would carry their state from "
+            "one packed sequence into the next; use a model that has attention layers alone"
+        )
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: Tensor,  # [1, heads, C, D]

@@ -19,7 +19,7 @@ from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.loss import LossFn, LossSums, merge, mismatch_sums
 from verigrad.engine.optim import build_optimizer, learning_rate
 from verigrad.engine.packed_attention import NAME as PACKED
-from verigrad.engine.packed_attention import last_hidden
+from verigrad.engine.packed_attention import last_hidden, require_packable
 from verigrad.engine.prefixes import layout_of
 from verigrad.engine.schema import Coefs, LossInputs, Metrics, PackedBatch
 from verigrad.kernels.linear_logprob import linear_collision, linear_logprob
@@ -325,6 +325,7 @@ def load_model(cfg: Config, folder: str) -> Any:
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"policy.model = {folder!r} could not be loaded: {reason}") from error
+    require_packable(model, folder)
     text_config = model.config.get_text_config()
     for name in UNSUPPORTED_HEADS:
         if getattr(text_config, name, None) not in (None, 1, 1.0):

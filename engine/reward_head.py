@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from verigrad.engine.config import ConfigError
 from verigrad.engine.packed_attention import NAME as PACKED
-from verigrad.engine.packed_attention import last_hidden
+from verigrad.engine.packed_attention import last_hidden, require_packable
 from verigrad.engine.prefixes import layout_of
 from verigrad.engine.reward_card import Card
 from verigrad.engine.reward_text import TextBatch
@@ -52,6 +52,7 @@ def open_model(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"{folder} could not be loaded as a reward model: {reason}") from error
+    require_packable(model, str(folder))
     head = head_of(model)
     if any(name.split(".")[0] in HEADS for name in loading["missing_keys"]):
         if seed is None:

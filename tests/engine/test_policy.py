@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from transformers import MambaConfig, MambaForCausalLM
 
 from tests.tiny import config, model_folder, new_model, random_groups, rollout, tokenizer, whole
 from verigrad.engine import algorithms
@@ -53,6 +54,15 @@ def test_attention_that_would_be_computed_otherwise_is_refused(extra):
     q = torch.randn(1, 2, 4, 8)
     with pytest.raises(ConfigError, match="does not compute; use a model without"):
         packed_attention(torch.nn.Linear(1, 1), q, q, q, None, packed_layout=whole(4), **extra)
+
+
+def test_a_recurrent_model_is_refused(tmp_path):
+    recurrent = MambaForCausalLM(
+        MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, state_size=4)
+    )
+    recurrent.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="recurrent layers would carry their state"):
+        Policy(config(), str(tmp_path), tokenizer=tokenizer(), start_folder=str(tmp_path))
 
 
 def test_a_sliding_window_sees_no_further():
