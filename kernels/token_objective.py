@@ -37,8 +37,8 @@ class TokenObjective:
     `kl_estimator`, from d = log(policy / reference): "k1" d, "k2" d^2 / 2, "k3" exp(-d) - 1 + d, "k3_plus"
     the value of k3 with the gradient of k2, "k3_ratio" r times k3, "abs" |d|; None is no KL.
 
-    Log-ratios are held within 20, beyond which they have no gradient. Where an old or a sampler's
-    log-probability is not finite, the ratio is 1.
+    Log-ratios are held within 20, beyond which they have no gradient. Where one of a ratio's two
+    log-probabilities is not finite, as given, the ratio is 1.
     """
 
     loss: Loss = "clip"
@@ -111,7 +111,7 @@ def token_terms(
     old = own if columns.old_logprobs is None else _known(columns.old_logprobs, own)
     ratio = _bounded(logprobs - old).exp()
     terms = _policy_terms(objective, columns.advantages, ratio=ratio, logprobs=logprobs)
-    values = _correction(objective, columns, old) * terms.values
+    values = _correction(objective, columns, own) * terms.values
     if objective.has_kl:
         assert columns.ref_logprobs is not None, "a KL term needs a reference"
         kl = _kl(objective.kl_estimator, logprobs - columns.ref_logprobs, ratio=ratio)
@@ -138,11 +138,11 @@ def _policy_terms(
 
 
 @torch.no_grad()
-def _correction(objective: TokenObjective, columns: TokenColumns, old: Tensor) -> Tensor | float:
+def _correction(objective: TokenObjective, columns: TokenColumns, own: Tensor) -> Tensor | float:
     if objective.correction == "none":
         return 1.0
     assert columns.rollout_logprobs is not None, "a correction needs the sampler's log-probabilities"
-    gap = old - columns.rollout_logprobs
+    gap = (own if columns.old_logprobs is None else columns.old_logprobs) - columns.rollout_logprobs
     weights = _bounded(torch.where(gap.isfinite(), gap, 0.0)).exp()
     low, high = correction_bounds(objective)
     if objective.correction == "tis":

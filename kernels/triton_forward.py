@@ -18,8 +18,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from verigrad.kernels.logit_chunks import inverse_temperature
 
-# Registers of 128 x 256 tiles would spill. 8 warps and 4 stages are what fits an sm_90 beside 128 x 128.
-TILE = (128, 128, 64)  # tokens, vocabulary, hidden
+# the largest tile whose sums stay in the registers of 8 warps, and as many stages as shared memory holds
+TILE = (128, 256, 64)  # tokens, vocabulary, hidden
 NUM_WARPS, NUM_STAGES = 8, 4
 LARGEST_HIDDEN = 2048
 """From here on a library's product and two passes over logits take less time, by arithmetic: unmeasured."""
@@ -84,7 +84,7 @@ def pays(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         hidden.is_cuda
         and bias is None
         and hidden.dtype in (torch.bfloat16, torch.float16)
-        and 0 < hidden.shape[0]
+        and hidden.shape[0] > 0
         and hidden.shape[1] <= LARGEST_HIDDEN
         and hidden.shape[1] % 8 == 0  # rows of the accelerator begin at multiples of 16 bytes
         and torch.cuda.get_device_capability(hidden.device)[0] >= 9

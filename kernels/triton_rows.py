@@ -177,9 +177,8 @@ def policy_kernel(
     loss_weight = tl.load(loss_weights + row)
     old = logprob
     if HAS_OLD:
-        given = tl.load(old_logprobs + row)
-        old = tl.where(is_finite(given), given, logprob)
-    gap = logprob - old
+        old = tl.load(old_logprobs + row)
+    gap = tl.where(is_finite(old), logprob - old, logprob - logprob)
     ratio = tl.exp(bounded(gap))
     ratio_slope = tl.where(tl.abs(gap) > LOG_RATIO_LIMIT, 0.0, ratio)
     value, slope, low, high = policy_term(
@@ -302,7 +301,7 @@ class TritonRows:
 
 
 class PolicyRows:
-    """Logits of a chunk to their gradient under a policy objective, in one launch; holds losses and metrics."""
+    """Logits of a chunk to their gradient under a policy objective; holds losses and metrics."""
 
     def __init__(self, labels: Tensor, columns: TokenColumns, objective: TokenObjective) -> None:
         self._labels = labels.contiguous()
