@@ -140,7 +140,7 @@ class _LinearLogprob(torch.autograd.Function):
         ctx: Any, d_logprobs: Tensor | None, d_entropies: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, normalizers, entropies, log_p = ctx.saved_tensors
-        d_logprobs = torch.zeros_like(normalizers) if d_logprobs is None else d_logprobs.contiguous()
+        d_logprobs = torch.zeros_like(normalizers) if d_logprobs is None else d_logprobs
         needs: tuple[bool, bool, bool] = ctx.needs_input_grad[:3]
         with torch.autocast(hidden.device.type, enabled=False):
             chunks = ctx.layer.chunks(hidden, weight, bias)
@@ -153,7 +153,7 @@ class _LinearLogprob(torch.autograd.Function):
                     logits,
                     entropies=entropies[rows],
                     d_logprobs=d_logprobs[rows],
-                    d_entropies=None if d_entropies is None else d_entropies[rows].contiguous(),
+                    d_entropies=None if d_entropies is None else d_entropies[rows],
                 )
 
             def kept_step(rows: slice) -> Tensor:

@@ -292,8 +292,9 @@ class TritonRows:
         assert self._normalizers is not None
         out = in_place(logits, self._d_dtype)
         gradient_kernel[(logits.shape[0],)](
-            logits, out, self._labels[rows], self._inverse[rows], self._normalizers, entropies, d_logprobs,
-            entropies if d_entropies is None else d_entropies,
+            logits, out, self._labels[rows], self._inverse[rows],
+            self._normalizers, entropies, d_logprobs.contiguous(),
+            entropies if d_entropies is None else d_entropies.contiguous(),
             logits.shape[1], logits.stride(0), out.stride(0),
             HAS_ENTROPY=d_entropies is not None, BLOCK=block(logits), num_warps=NUM_WARPS,
         )  # fmt: skip

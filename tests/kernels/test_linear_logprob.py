@@ -211,18 +211,13 @@ def test_two_backward_passes_add_up():
     torch.testing.assert_close(weight.grad, 2 * once)
 
 
-def test_nothing_unwritten_is_read():
-    torch.use_deterministic_algorithms(True)  # memory that nobody has written now holds NaN
-    try:
-        assert torch.empty(3).isnan().all()
-        for chunk_tokens in (8, 64):
-            hidden, weight, labels, bias = make(50, 16, 33, bias=True)
-            logprobs, entropies = linear_logprob(hidden, weight, labels, bias=bias, chunk_tokens=chunk_tokens)
-            (logprobs + entropies).sum().backward()
-            for tensor in (logprobs, entropies, hidden.grad, weight.grad, bias.grad):
-                assert tensor.isfinite().all()
-    finally:
-        torch.use_deterministic_algorithms(False)
+@pytest.mark.parametrize("chunk_tokens", [8, 64])
+def test_nothing_unwritten_is_read(poisoned, chunk_tokens):
+    hidden, weight, labels, bias = make(50, 16, 33, bias=True)
+    logprobs, entropies = linear_logprob(hidden, weight, labels, bias=bias, chunk_tokens=chunk_tokens)
+    (logprobs + entropies).sum().backward()
+    for tensor in (logprobs, entropies, hidden.grad, weight.grad, bias.grad):
+        assert tensor.isfinite().all()
 
 
 def test_without_gradients_nothing_is_kept_for_a_backward_pass():
