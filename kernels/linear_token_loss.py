@@ -53,7 +53,7 @@ def linear_token_loss(
             logprobs[rows], entropies[rows], _ = steps.statistics(rows, logits)
             loss, d_logprobs, d_entropies = _differentiated(token_loss, rows, logprobs[rows], entropies[rows])
             total = total + loss
-            return steps.d_logits(
+            return steps.d_logits(  # type: ignore[no-any-return]
                 rows,
                 logits,
                 entropies=entropies[rows],

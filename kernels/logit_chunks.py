@@ -150,7 +150,7 @@ def multiply(left: Tensor, right: Tensor, *, out: Tensor) -> Tensor:
     if left.dtype == out.dtype:
         return torch.mm(left, right, out=out)
     if left.is_cuda:
-        return torch.ops.aten.mm.dtype_out(left, right, out.dtype, out=out)  # type: ignore[no-any-return]
+        return torch.mm(left, right, out_dtype=out.dtype, out=out)
     return torch.mm(left.to(out.dtype), right.to(out.dtype), out=out)
 
 
@@ -159,7 +159,7 @@ def _add_wide(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left.to(total.dtype), right.to(total.dtype))
         return
     try:
-        torch.ops.aten.addmm.dtype_out(total, left, right, total.dtype, out=total)
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     except RuntimeError as error:
         if "same dtype" not in str(error):
             raise

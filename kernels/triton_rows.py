@@ -359,7 +359,7 @@ def inverses(chunks: LogitChunks) -> Tensor:
 
 def block(logits: Tensor) -> int:
     """Columns that a program looks at together."""
-    return min(BLOCK, triton.next_power_of_2(max(logits.shape[1], 16)))
+    return min(BLOCK, int(triton.next_power_of_2(max(logits.shape[1], 16))))
 
 
 def scale_(gradient: Tensor, factor: Tensor) -> None:

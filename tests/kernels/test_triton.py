@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent.parent
 CASES = "tests/kernels/triton_cases.py"
@@ -40,6 +41,7 @@ def test_every_case_in_the_interpreter():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_every_case_on_the_gpu():
     run_cases(TRITON_INTERPRET="0")
 
