@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from verigrad.kernels.linear_token_loss import chosen, row_steps
-from verigrad.kernels.logit_chunks import LogitChunks, d_logits_, precision
+from verigrad.kernels.logit_chunks import LogitChunks, precision
 
-KEPT_BYTES = 2**28  # of log-probabilities [N, V] that may wait for the backward pass
+KEPT_BYTES = 2**28  # of logits [N, V] that may wait for the backward pass
 
 Backend = Literal["auto", "triton", "torch"]
 
@@ -121,13 +121,13 @@ class _LinearLogprob(torch.autograd.Function):
         needed = grad_enabled and any(ctx.needs_input_grad)
         with torch.autocast(hidden.device.type, enabled=False):
             seen = _fused(hidden, weight, bias, labels, layer) if layer.narrow else None
-            logprobs, entropies, normalizers, log_p = (
+            logprobs, entropies, normalizers, kept = (
                 _in_chunks(layer, hidden, weight, bias, labels, keep=needed)
                 if seen is None
                 else (*seen, None)
             )
         if needed:
-            ctx.save_for_backward(hidden, weight, bias, labels, normalizers, entropies, log_p)
+            ctx.save_for_backward(hidden, weight, bias, labels, normalizers, entropies, kept)
         ctx.layer = layer
         ctx.set_materialize_grads(False)
         if not layer.entropy:
@@ -139,7 +139,7 @@ class _LinearLogprob(torch.autograd.Function):
     def backward(
         ctx: Any, d_logprobs: Tensor | None, d_entropies: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, labels, normalizers, entropies, log_p = ctx.saved_tensors
+        hidden, weight, bias, labels, normalizers, entropies, kept = ctx.saved_tensors
         d_logprobs = torch.zeros_like(normalizers) if d_logprobs is None else d_logprobs
         needs: tuple[bool, bool, bool] = ctx.needs_input_grad[:3]
         with torch.autocast(hidden.device.type, enabled=False):
@@ -157,19 +157,19 @@ class _LinearLogprob(torch.autograd.Function):
                 )
 
             def kept_step(rows: slice) -> Tensor:
-                return d_logits_(
-                    log_p.exp(),
-                    log_p,
-                    labels=labels,
+                steps.restore(rows, kept, normalizers)
+                return steps.d_logits(  # type: ignore[no-any-return]
+                    rows,
+                    kept,
                     entropies=entropies,
                     d_logprobs=d_logprobs,
                     d_entropies=d_entropies,
-                    keep=True,
+                    out=torch.empty_like(kept),  # there may be another backward pass
                 )
 
             gradients = (
                 chunks.backward(row_step, needs=needs)
-                if log_p is None
+                if kept is None
                 else chunks.spread(kept_step, needs=needs)
             )
         inputs = (hidden, weight, bias)
@@ -185,12 +185,14 @@ def _in_chunks(
     chunks = layer.chunks(hidden, weight, bias)
     steps = row_steps(chunks, labels, entropy=layer.entropy)
     columns = [hidden.new_empty(hidden.shape[0], dtype=chunks.dtype) for _ in range(3)]
+    logits = None
     for rows in chunks.chunks():
-        for column, values in zip(columns, steps.statistics(rows, chunks.logits(rows)), strict=True):
+        logits = chunks.logits(rows)
+        for column, values in zip(columns, steps.statistics(rows, logits), strict=True):
             column[rows] = values
     small = hidden.shape[0] * chunks.vocab * chunks.dtype.itemsize <= KEPT_BYTES
-    one = 0 < hidden.shape[0] <= chunks.chunk_tokens
-    kept = steps.log_p if keep and small and one and not layer.narrow else None
+    one = hidden.shape[0] <= chunks.chunk_tokens
+    kept = logits if keep and small and one and not layer.narrow else None
     return columns[0], columns[1], columns[2], kept
 
 

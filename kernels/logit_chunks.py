@@ -12,6 +12,7 @@ from torch import Tensor
 
 CUDA_LOGIT_BYTES = 15 * 2**26  # 0.94 GiB: 1,920 tokens of a vocabulary of 131,072
 CPU_LOGIT_BYTES = 2**27
+CACHED_VALUES = 2**18  # 1 MiB of float32: of a CPU's second-level cache about the half
 CHUNK_MULTIPLE = 128  # rows of a matrix product's tile
 SLAB_ROWS = 16384  # of the head's gradient, where a product cannot be added in place
 
@@ -170,34 +171,38 @@ def _add_wide(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 class TorchRows:
-    """Logits of a chunk to log-probabilities and entropies, and to their gradient, with one more buffer."""
+    """Logits of a chunk to log-probabilities and entropies, and to their gradient in the logits' place.
+
+    On a CPU a few rows at a time, as many as its cache holds with what is computed from them.
+    """
 
     def __init__(self, chunks: LogitChunks, labels: Tensor, *, entropy: bool = True) -> None:
         self._labels = labels
         self._entropy = entropy
         self._inverse = chunks.inverse if chunks.narrow else None
-        self._work: Tensor | None = None
-        self.log_p: Tensor | None = None  # [C, V] of the chunk seen last
+        self._normalizers: Tensor | None = None
 
     def statistics(self, rows: slice, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(log-probability, entropy or NaN, log of the softmax's denominator), each [C]."""
         if self._inverse is not None:
             logits.mul_(self._inverse[rows, None])
-        labels = self._labels[rows, None]
-        self.log_p = log_p = torch.log_softmax(logits, -1, out=self._room(logits))
-        logprobs = log_p.gather(1, labels)[:, 0]
-        normalizers = logits.gather(1, labels)[:, 0] - logprobs
-        if not self._entropy:
-            return logprobs, torch.full_like(logprobs, torch.nan), normalizers
-        p = torch.exp(log_p, out=logits)
-        return logprobs, -torch.linalg.vecdot(p, log_p), normalizers
+        chosen = logits.gather(1, self._labels[rows, None])[:, 0]
+        normalizers, entropies = torch.empty_like(chosen), torch.full_like(chosen, torch.nan)
+        for slab in slabs(logits):
+            if self._entropy:
+                log_p = logits[slab].log_softmax(-1)
+                normalizers[slab] = logits[slab].amax(-1) - log_p.amax(-1)
+                entropies[slab] = -log_p.exp().mul_(log_p).sum(-1)
+            else:
+                normalizers[slab] = logits[slab].logsumexp(-1)
+        self._normalizers = normalizers
+        return chosen - normalizers, entropies, normalizers
 
     def restore(self, rows: slice, logits: Tensor, normalizers: Tensor) -> None:
-        """What `statistics` leaves behind for `d_logits`, from the denominators [C] it gave."""
+        """Take up the denominators [C] that `statistics` gave."""
         if self._inverse is not None:
             logits.mul_(self._inverse[rows, None])
-        self.log_p = torch.sub(logits, normalizers[:, None], out=self._room(logits))
-        torch.exp(self.log_p, out=logits)
+        self._normalizers = normalizers
 
     def d_logits(
         self,
@@ -207,46 +212,32 @@ class TorchRows:
         entropies: Tensor,
         d_logprobs: Tensor,
         d_entropies: Tensor | None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """Gradient [C, V] with respect to the logits, in their place; after one of the other two."""
-        assert self.log_p is not None
-        gradient = d_logits_(
-            logits,
-            self.log_p,
-            labels=self._labels[rows],
-            entropies=entropies,
-            d_logprobs=d_logprobs,
-            d_entropies=d_entropies,
-        )
-        return gradient if self._inverse is None else gradient.mul_(self._inverse[rows, None])
+        """Gradient [C, V] with respect to the logits, in their place or in `out`; after one of the other two.
 
-    def _room(self, logits: Tensor) -> Tensor:
-        if self._work is None or self._work.shape[0] < logits.shape[0]:
-            self._work = logits.new_empty(logits.shape)
-        return self._work[: logits.shape[0]]
+        For a log-probability it is onehot - p; for the entropy H it is -p (log p + H).
+        """
+        assert self._normalizers is not None
+        out = logits if out is None else out
+        for slab in slabs(logits):
+            log_p = torch.sub(logits[slab], self._normalizers[slab, None], out=out[slab])
+            if d_entropies is None:
+                log_p.exp_().mul_(-d_logprobs[slab, None])
+                continue
+            offset = -(d_logprobs[slab] + d_entropies[slab] * entropies[slab])
+            slope = torch.addcmul(offset[:, None], -d_entropies[slab, None], log_p)
+            log_p.exp_().mul_(slope)
+        out.scatter_add_(1, self._labels[rows, None], d_logprobs[:, None].to(out.dtype))
+        return out if self._inverse is None else out.mul_(self._inverse[rows, None])
 
 
-def d_logits_(
-    p: Tensor,
-    log_p: Tensor,
-    *,
-    labels: Tensor,
-    entropies: Tensor,
-    d_logprobs: Tensor,
-    d_entropies: Tensor | None,
-    keep: bool = False,
-) -> Tensor:
-    """Gradient [C, V] in p's place, with respect to logits / temperature; `keep` leaves log_p as it is.
-
-    For a log-probability it is onehot - p; for the entropy H it is -p (log p + H).
-    """
-    if d_entropies is None:
-        gradient = p.mul_(-d_logprobs[:, None])
-    else:
-        offset = -(d_logprobs + d_entropies * entropies)
-        slope = torch.addcmul(offset[:, None], -d_entropies[:, None], log_p, out=None if keep else log_p)
-        gradient = p.mul_(slope)
-    return gradient.scatter_add_(1, labels[:, None], d_logprobs[:, None].to(gradient.dtype))
+def slabs(logits: Tensor) -> Iterator[slice]:
+    """Rows to take at a time."""
+    num_rows = logits.shape[0]
+    step = max(CACHED_VALUES // logits.shape[1], 1) if logits.device.type == "cpu" else max(num_rows, 1)
+    for start in range(0, num_rows, step):
+        yield slice(start, start + step)
 
 
 def fitting_chunk(num_tokens: int, vocab: int, device: torch.device) -> int:

@@ -156,7 +156,7 @@ def test_no_token_weighs():
     inputs = make(12, 8, 50)
     inputs = dataclasses.replace(inputs, columns=inputs.columns | {"loss_weights": torch.zeros(12).double()})
     result, after = run(inputs)
-    assert float(result.loss) == 0
+    assert result.loss.item() == 0
     assert after.weight.grad.abs().max() == after.hidden.grad.abs().max() == 0
 
 
