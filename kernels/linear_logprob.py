@@ -126,6 +126,8 @@ class _LinearLogprob(torch.autograd.Function):
                 if seen is None
                 else (*seen, None)
             )
+        if not layer.entropy:
+            entropies.fill_(torch.nan)
         if needed:
             ctx.save_for_backward(hidden, weight, bias, labels, normalizers, entropies, kept)
         ctx.layer = layer

@@ -82,6 +82,7 @@ def pays(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether this machine can run it on these inputs, and they are small enough to gain from it."""
     return (
         hidden.is_cuda
+        and torch.version.hip is None
         and bias is None
         and hidden.dtype in (torch.bfloat16, torch.float16)
         and hidden.shape[0] > 0

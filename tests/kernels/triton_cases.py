@@ -174,6 +174,10 @@ def test_large_and_far_apart_logits_stay_exact():
         there.hidden, there.weight, labels.to(DEVICE), temperature=there.temperature, backend="triton"
     )
     assert exact[1].min() < 1e-4
+    _, without = linear_logprob(
+        there.hidden, there.weight, labels.to(DEVICE), entropy=False, backend="triton"
+    )
+    assert without.isnan().all()
     # logits near 700 are themselves off by 1e-4 in float32
     torch.testing.assert_close(logprobs.cpu().double(), exact[0], rtol=2e-3, atol=1e-5)
     torch.testing.assert_close(entropies.cpu().double(), exact[1], rtol=2e-3, atol=1e-5)
