@@ -1,15 +1,22 @@
 """Hidden states times the output head to log-probabilities and entropies of chosen tokens.
 
 N: tokens. H: hidden size. V: vocabulary. Logits [N, V] are the largest tensor of a training step and are
-never held: they are computed for `chunk_tokens` tokens at a time, and once more in the backward pass.
+not held as a whole: they are computed for `chunk_tokens` tokens at a time, and once more in the backward
+pass. Only where one chunk is all there is, and small, it is kept for the backward pass instead.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from verigrad.kernels.linear_token_loss import chosen, row_steps
+from verigrad.kernels.logit_chunks import LogitChunks, precision
+
+KEPT_BYTES = 2**28  # of logits [N, V] that may wait for the backward pass
+
+Backend = Literal["auto", "triton", "torch"]
 
 
 def linear_logprob(
@@ -17,19 +24,23 @@ def linear_logprob(
     weight: Tensor,  # [V, H]
     labels: Tensor,  # [N] int64 in [0, V)
     *,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,  # one number, or [N]; no gradient goes to it
     bias: Tensor | None = None,  # [V]
-    chunk_tokens: int = 1024,
+    chunk_tokens: int | None = 1024,  # None: as many as fit the budget of logit_chunks.py
     entropy: bool = True,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Log-probability [N] of each label, and entropy [N] in nats, under softmax(logits / temperature).
 
     Both are float32 (float64 for float64 inputs), whatever the inputs and whatever autocast says, and
-    both carry gradients to hidden, weight and bias, accumulated in that precision. With entropy=False
-    the second result is NaN. Equal inputs give equal bits.
+    both carry gradients to hidden, weight and bias, accumulated in that precision. An input that needs no
+    gradient costs no product, and without any nothing is kept. With entropy=False the second result is NaN.
+    Equal inputs give equal bits. Triton's kernels, the "auto" of CUDA, take products of bfloat16 and float16
+    hidden states in that type, and a bfloat16 gradient of the logits.
     """
+    layer = _Layer(temperature, chunk_tokens, entropy, narrow=chosen(hidden, backend) == "triton")
     logprobs, entropies = _LinearLogprob.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, labels, temperature, chunk_tokens, entropy
+        hidden, weight, bias, labels, layer, torch.is_grad_enabled()
     )
     return logprobs, entropies
 
@@ -39,30 +50,61 @@ def linear_collision(
     hidden: Tensor,  # [N, H]
     weight: Tensor,  # [V, H]
     *,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     bias: Tensor | None = None,  # [V]
-    chunk_tokens: int = 1024,
+    chunk_tokens: int | None = 1024,
 ) -> Tensor:
     """Sum over the vocabulary of squared probabilities [N]: the chance that two draws are the same token."""
-    dtype = _precision(hidden)
-    sums = hidden.new_empty(hidden.shape[0], dtype=dtype)
+    sums = hidden.new_empty(hidden.shape[0], dtype=precision(hidden))
     with torch.autocast(hidden.device.type, enabled=False):
-        head = _Head(weight, bias, temperature=temperature, dtype=dtype)
-        for rows in _chunks(hidden.shape[0], chunk_tokens):
-            sums[rows] = head.logits(hidden[rows]).softmax(-1).square_().sum(-1)
+        chunks = LogitChunks(
+            hidden, weight, bias, temperature=temperature, chunk_tokens=chunk_tokens, narrow=False
+        )
+        for rows in chunks.chunks():
+            sums[rows] = chunks.logits(rows).softmax(-1).square_().sum(-1)
     return sums
 
 
 def linear_logprob_reference(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, temperature: float = 1.0, bias: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same numbers the plain way, holding all logits: what linear_logprob is tested against."""
-    dtype = _precision(hidden)
-    logits = torch.nn.functional.linear(
-        hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    )
-    log_p = torch.log_softmax(logits / temperature, dim=-1)
+    dtype = precision(hidden)
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = torch.nn.functional.linear(
+            hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        )
+        if isinstance(temperature, Tensor):
+            temperature = temperature.to(logits).expand(hidden.shape[0])[:, None]
+        log_p = torch.log_softmax(logits / temperature, dim=-1)
     return log_p.gather(-1, labels[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+
+class _Layer:
+    """How to go over the head."""
+
+    def __init__(
+        self, temperature: float | Tensor, chunk_tokens: int | None, entropy: bool, *, narrow: bool
+    ) -> None:
+        self.temperature = temperature
+        self.chunk_tokens = chunk_tokens
+        self.entropy = entropy
+        self.narrow = narrow
+
+    def chunks(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> LogitChunks:
+        return LogitChunks(
+            hidden,
+            weight,
+            bias,
+            temperature=self.temperature,
+            chunk_tokens=self.chunk_tokens,
+            narrow=self.narrow,
+        )
 
 
 class _LinearLogprob(torch.autograd.Function):
@@ -73,27 +115,24 @@ class _LinearLogprob(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         labels: Tensor,
-        temperature: float,
-        chunk_tokens: int,
-        entropy: bool,
+        layer: _Layer,
+        grad_enabled: bool,
     ) -> tuple[Tensor, Tensor]:
-        dtype = _precision(hidden)
-        normalizers = hidden.new_empty(hidden.shape[0], dtype=dtype)  # [N] log of the softmax's denominator
-        logprobs = torch.empty_like(normalizers)
-        entropies = torch.full_like(normalizers, torch.nan)
+        needed = grad_enabled and any(ctx.needs_input_grad)
         with torch.autocast(hidden.device.type, enabled=False):
-            head = _Head(weight, bias, temperature=temperature, dtype=dtype)
-            for rows in _chunks(hidden.shape[0], chunk_tokens):
-                logits = head.logits(hidden[rows])  # [C, V]
-                normalizers[rows] = logits.logsumexp(-1)
-                log_p = logits.sub_(normalizers[rows, None])
-                logprobs[rows] = log_p.gather(1, labels[rows, None])[:, 0]
-                if entropy:
-                    entropies[rows] = -log_p.exp().mul_(log_p).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, labels, normalizers, entropies)
-        ctx.temperature, ctx.chunk_tokens, ctx.entropy = temperature, chunk_tokens, entropy
+            seen = _fused(hidden, weight, bias, labels, layer) if layer.narrow else None
+            logprobs, entropies, normalizers, kept = (
+                _in_chunks(layer, hidden, weight, bias, labels, keep=needed)
+                if seen is None
+                else (*seen, None)
+            )
+        if not layer.entropy:
+            entropies.fill_(torch.nan)
+        if needed:
+            ctx.save_for_backward(hidden, weight, bias, labels, normalizers, entropies, kept)
+        ctx.layer = layer
         ctx.set_materialize_grads(False)
-        if not entropy:
+        if not layer.entropy:
             ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
@@ -102,76 +141,69 @@ class _LinearLogprob(torch.autograd.Function):
     def backward(
         ctx: Any, d_logprobs: Tensor | None, d_entropies: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, labels, normalizers, entropies = ctx.saved_tensors
-        dtype = normalizers.dtype
+        hidden, weight, bias, labels, normalizers, entropies, kept = ctx.saved_tensors
         d_logprobs = torch.zeros_like(normalizers) if d_logprobs is None else d_logprobs
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        d_hidden = torch.empty_like(hidden) if need_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=dtype) if need_weight else None
-        d_bias = torch.zeros_like(bias, dtype=dtype) if need_bias else None
+        needs: tuple[bool, bool, bool] = ctx.needs_input_grad[:3]
         with torch.autocast(hidden.device.type, enabled=False):
-            head = _Head(weight, bias, temperature=ctx.temperature, dtype=dtype)
-            for rows in _chunks(hidden.shape[0], ctx.chunk_tokens):
-                log_p = head.logits(hidden[rows]).sub_(normalizers[rows, None])  # [C, V]
-                d_logits = _d_logits(
-                    log_p,
-                    labels[rows],
+            chunks = ctx.layer.chunks(hidden, weight, bias)
+            steps = row_steps(chunks, labels)
+
+            def row_step(rows: slice, logits: Tensor) -> Tensor:
+                steps.restore(rows, logits, normalizers[rows])
+                return steps.d_logits(  # type: ignore[no-any-return]
+                    rows,
+                    logits,
                     entropies=entropies[rows],
                     d_logprobs=d_logprobs[rows],
                     d_entropies=None if d_entropies is None else d_entropies[rows],
-                ).div_(ctx.temperature)
-                if d_hidden is not None:
-                    d_hidden[rows] = (d_logits @ head.weight).to(hidden.dtype)
-                if d_weight is not None:
-                    d_weight.addmm_(d_logits.T, hidden[rows].to(dtype))
-                if d_bias is not None:
-                    d_bias += d_logits.sum(0)
-        return (
-            d_hidden,
-            None if d_weight is None else d_weight.to(weight.dtype),
-            None if d_bias is None else d_bias.to(bias.dtype),
-            *(None,) * 4,
-        )
+                )
+
+            def kept_step(rows: slice) -> Tensor:
+                steps.restore(rows, kept, normalizers)
+                return steps.d_logits(  # type: ignore[no-any-return]
+                    rows,
+                    kept,
+                    entropies=entropies,
+                    d_logprobs=d_logprobs,
+                    d_entropies=d_entropies,
+                    out=torch.empty_like(kept),  # there may be another backward pass
+                )
+
+            gradients = (
+                chunks.backward(row_step, needs=needs)
+                if kept is None
+                else chunks.spread(kept_step, needs=needs)
+            )
+        inputs = (hidden, weight, bias)
+        found = (gradients.hidden, gradients.weight, gradients.bias)
+        narrow = (None if g is None else g.to(x.dtype) for g, x in zip(found, inputs, strict=True))
+        return (*narrow, None, None, None)
 
 
-def _d_logits(
-    log_p: Tensor, labels: Tensor, *, entropies: Tensor, d_logprobs: Tensor, d_entropies: Tensor | None
-) -> Tensor:
-    """Gradient [C, V] with respect to logits / temperature; `log_p` is used up.
-
-    For a log-probability it is onehot - p; for the entropy H it is -p (log p + H).
-    """
-    d_logits = log_p.exp()  # [C, V] p
-    if d_entropies is None:
-        d_logits.mul_(-d_logprobs[:, None])
-    else:
-        slope = log_p.add_(entropies[:, None]).mul_(d_entropies[:, None]).add_(d_logprobs[:, None])
-        d_logits.mul_(slope).neg_()
-    tokens = torch.arange(labels.shape[0], device=labels.device)
-    d_logits[tokens, labels] += d_logprobs
-    return d_logits
-
-
-class _Head:
-    """The output head in the precision of the computation."""
-
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, *, temperature: float, dtype: torch.dtype
-    ) -> None:
-        self.weight = weight.to(dtype)  # no copy when the weight already has it
-        self.bias = None if bias is None else bias.to(dtype)
-        self.temperature = temperature
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits over temperature [C, V] of hidden states [C, H]."""
-        logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
-        return logits.div_(self.temperature)
+def _in_chunks(
+    layer: _Layer, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """(log-probabilities, entropies, denominators) [N], and what is kept for the backward pass."""
+    chunks = layer.chunks(hidden, weight, bias)
+    steps = row_steps(chunks, labels, entropy=layer.entropy)
+    columns = [hidden.new_empty(hidden.shape[0], dtype=chunks.dtype) for _ in range(3)]
+    logits = None
+    for rows in chunks.chunks():
+        logits = chunks.logits(rows)
+        for column, values in zip(columns, steps.statistics(rows, logits), strict=True):
+            column[rows] = values
+    small = hidden.shape[0] * chunks.vocab * chunks.dtype.itemsize <= KEPT_BYTES
+    one = hidden.shape[0] <= chunks.chunk_tokens
+    kept = logits if keep and small and one and not layer.narrow else None
+    return columns[0], columns[1], columns[2], kept
 
 
-def _chunks(num_tokens: int, chunk_tokens: int) -> Iterator[slice]:
-    for start in range(0, num_tokens, chunk_tokens):
-        yield slice(start, start + chunk_tokens)
+def _fused(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, layer: _Layer
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The statistics without any logits in memory, where that pays; None where it does not or cannot."""
+    from verigrad.kernels import triton_forward
 
-
-def _precision(hidden: Tensor) -> torch.dtype:
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    if not triton_forward.pays(hidden, weight, bias):
+        return None
+    return triton_forward.statistics(hidden, weight, labels, temperature=layer.temperature)

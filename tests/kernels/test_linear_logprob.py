@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.kernels.watch import Watch
 from tests.vectors import load
-from verigrad.kernels.linear_logprob import linear_logprob, linear_logprob_reference
+from verigrad.kernels import linear_logprob as module
+from verigrad.kernels.linear_logprob import linear_collision, linear_logprob, linear_logprob_reference
 
 
 def make(num_tokens=7, hidden_size=5, vocab=11, dtype=torch.float64, bias=False):
@@ -146,22 +147,6 @@ def test_entropy_can_be_left_out():
     assert torch.isfinite(hidden.grad).all()
 
 
-class Watch(TorchDispatchMode):
-    """Records the largest tensor any operation returned, and counts matrix products."""
-
-    def __init__(self):
-        super().__init__()
-        self.largest = self.num_products = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.num_products += func._opname in {"mm", "mm_", "addmm", "addmm_", "linear", "bmm"}
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.numel())
-        return result
-
-
 def test_all_logits_are_never_held():
     num_tokens, vocab, hidden_size, chunk = 64, 500, 4, 16
     hidden, weight, labels, _ = make(num_tokens, hidden_size, vocab)
@@ -174,20 +159,65 @@ def test_all_logits_are_never_held():
     assert watch.largest == num_tokens * vocab  # the watch does see them where they are
 
 
+@pytest.mark.parametrize("chunk_tokens", [4, 7], ids=["chunks", "one_chunk"])
 @pytest.mark.parametrize("frozen", ["nothing", "weight", "hidden"])
-def test_a_frozen_input_costs_no_product(frozen):
+def test_a_frozen_input_costs_no_product(frozen, chunk_tokens):
     hidden, weight, labels, _ = make()
     inputs = {"weight": weight, "hidden": hidden}
     if frozen in inputs:
         inputs[frozen].requires_grad_(False)
-    logprobs, _ = linear_logprob(hidden, weight, labels)
+    logprobs, _ = linear_logprob(hidden, weight, labels, chunk_tokens=chunk_tokens)
     with Watch() as watch:
         logprobs.sum().backward()
-    # the logits once more, then one product for each gradient asked for
-    assert watch.num_products == (3 if frozen == "nothing" else 2)
+    # one product for each gradient asked for; before it the logits once more, where they are not kept
+    gradients = 2 if frozen == "nothing" else 1
+    assert watch.num_products == (2 * (gradients + 1) if chunk_tokens == 4 else gradients)
     assert [name for name, tensor in inputs.items() if tensor.grad is None] == [
         name for name in inputs if name == frozen
     ]
+
+
+def test_more_than_may_wait_is_computed_again(monkeypatch):
+    monkeypatch.setattr(module, "KEPT_BYTES", 7 * 11 * 8 - 1)
+    hidden, weight, labels, _ = make()
+    logprobs, _ = linear_logprob(hidden, weight, labels)
+    with Watch() as watch:
+        logprobs.sum().backward()
+    assert watch.num_products == 3
+
+
+def test_a_temperature_for_each_token():
+    results = []
+    for function in (linear_logprob, linear_logprob_reference):
+        hidden, weight, labels, bias = make(50, 16, 33, bias=True)
+        extra = {"chunk_tokens": 8} if function is linear_logprob else {}
+        temperature = torch.linspace(0.5, 2, 50).double()
+        logprobs, entropies = function(hidden, weight, labels, temperature=temperature, bias=bias, **extra)
+        (logprobs + 0.3 * entropies).sum().backward()
+        results.append((logprobs, entropies, hidden.grad, weight.grad, bias.grad))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+    hidden, weight, labels, bias = make(50, 16, 33, bias=True)
+    sums = linear_collision(hidden, weight, temperature=temperature, bias=bias, chunk_tokens=8)
+    p = ((hidden @ weight.T + bias) / temperature[:, None]).softmax(-1)
+    torch.testing.assert_close(sums, (p * p).sum(-1).detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_two_backward_passes_add_up():
+    hidden, weight, labels, _ = make()
+    logprobs, entropies = linear_logprob(hidden, weight, labels)
+    (logprobs + entropies).sum().backward(retain_graph=True)
+    once = weight.grad.clone()
+    (logprobs + entropies).sum().backward()
+    torch.testing.assert_close(weight.grad, 2 * once)
+
+
+@pytest.mark.parametrize("chunk_tokens", [8, 64])
+def test_nothing_unwritten_is_read(poisoned, chunk_tokens):
+    hidden, weight, labels, bias = make(50, 16, 33, bias=True)
+    logprobs, entropies = linear_logprob(hidden, weight, labels, bias=bias, chunk_tokens=chunk_tokens)
+    (logprobs + entropies).sum().backward()
+    for tensor in (logprobs, entropies, hidden.grad, weight.grad, bias.grad):
+        assert tensor.isfinite().all()
 
 
 def test_without_gradients_nothing_is_kept_for_a_backward_pass():
