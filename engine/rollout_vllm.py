@@ -1,6 +1,7 @@
 """Sampling by vLLM inside this process, through the engine's own step loop."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from vllm.sampling_params import RequestOutputKind
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.rollout import SamplerError, SamplingParams, TokenOutput, TokenRequest
 
+KEPT_FREE = 8  # of rollout.max_seqs, for canaries while rollouts last
 MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM takes
 
 
@@ -52,7 +54,10 @@ class VllmEngine:
         # The CPU worker replaces this function by a no-op for the whole process; the trainer needs it.
         torch.set_num_threads = set_num_threads
         torch.set_num_threads(threads)
+        self.max_seqs = cfg.rollout.max_seqs
         self._num_calls = 0
+        self._streams: dict[str, VllmStream] = {}  # by name, those that are open
+        self.version = -1
         self.adapter: LoRARequest | None = None
 
     def _device_settings(self, cfg: Config) -> dict[str, Any]:
@@ -80,22 +85,53 @@ class VllmEngine:
                 yield from stream.step()
 
     @contextmanager
-    def stream(self) -> Iterator["VllmStream"]:
+    def stream(self, *, lasting: bool = False) -> Iterator["VllmStream"]:
         """See Engine.stream."""
-        engine = self.llm.llm_engine
-        if engine.has_unfinished_requests():
+        if any(not stream.lasting for stream in self._streams.values()):
             raise SamplerError(
                 "the engine still holds requests of an earlier call; exhaust or close it first"
             )
         self._num_calls += 1
-        # What an earlier call left in the cache would change this one's last bits, and a resumed run has no
-        # earlier call.
-        self._reset_prefix_cache()
-        stream = VllmStream(self, f"{self._num_calls}")
+        if not self._streams:
+            # What an earlier call left in the cache would change this one's last bits, and a resumed run has
+            # no earlier call.
+            self._reset_prefix_cache()
+        stream = VllmStream(self, f"{self._num_calls}", lasting=lasting)
+        self._streams[stream.name] = stream
         try:
             yield stream
         finally:
             stream.abort()
+            del self._streams[stream.name]
+
+    @property
+    def version(self) -> int:
+        """See Engine.version."""
+        return int(self.llm.llm_engine.get_weight_version())
+
+    @version.setter
+    def version(self, version: int) -> None:
+        self.llm.llm_engine.set_weight_version(str(version))
+
+    @property
+    def num_running(self) -> int:
+        """Requests of all streams that vLLM holds."""
+        return sum(stream.num_running for stream in self._streams.values())
+
+    def drain(self) -> None:
+        """Step until vLLM has let go of what was aborted, where nothing else is under way."""
+        while self.num_running == 0 and self.llm.llm_engine.has_unfinished_requests():
+            self.llm.llm_engine.step()
+
+    def step(self) -> None:
+        """Decode one token of each request, and hand what has finished to the stream it is of."""
+        for stream in self._streams.values():
+            stream.fill()
+        for output in self.llm.llm_engine.step():
+            if output.finished:
+                name = output.request_id.split("/")[0]
+                if (stream := self._streams.get(name.partition("-")[0])) is not None:
+                    stream.finish(name, output.outputs[0])
 
     def vllm_params(self, params: SamplingParams, *, seed: int) -> VllmParams:
         """Our parameters as vLLM takes them."""
@@ -131,7 +167,9 @@ class VllmEngine:
         self._reset_prefix_cache()
 
     def _reset_prefix_cache(self) -> None:
-        if not self.llm.llm_engine.reset_prefix_cache():
+        """Forget activations; what lasting streams have begun has its own computed anew."""
+        running = bool(self._streams) and all(stream.lasting for stream in self._streams.values())
+        if not self.llm.llm_engine.reset_prefix_cache(reset_running_requests=running):
             raise SamplerError(
                 "vLLM refused to reset its prefix cache, so cached activations of the old weights would be "
                 "used with the new ones; no request may be running during a weight sync"
@@ -154,45 +192,71 @@ class VllmEngine:
 
 
 class VllmStream:
-    """See Stream. vLLM takes new requests between any two steps of decoding."""
+    """See Stream. vLLM takes new requests between any two steps of decoding.
+
+    It serves first come first, so a lasting stream gives it no more than it decodes at once, and leaves a few
+    places free: what others ask for in passing need not wait for all that is to be trained on.
+    """
 
     in_batches = False
 
-    def __init__(self, engine: VllmEngine, name: str) -> None:
-        self.engine, self.name = engine, name
-        self._indices: dict[str, int] = {}  # of the unfinished, by the name vLLM knows them by
+    def __init__(self, engine: VllmEngine, name: str, *, lasting: bool) -> None:
+        self.engine, self.name, self.lasting = engine, name, lasting
+        self._running: dict[str, int] = {}  # indices of what vLLM holds, by the name it knows them by
+        self._waiting: deque[tuple[int, TokenRequest, SamplingParams]] = deque()
+        self._done: list[TokenOutput] = []
         self._num_added = 0
 
     @property
     def busy(self) -> bool:
         """See Stream."""
-        return bool(self._indices)
+        return bool(self._running or self._waiting or self._done)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that vLLM holds."""
+        return len(self._running)
 
     def add(self, index: int, request: TokenRequest, params: SamplingParams) -> None:
         """See Stream."""
+        if self.lasting:
+            self._waiting.append((index, request, params))
+        else:
+            self._begin(index, request, params)
+
+    def fill(self) -> None:
+        """Begin what waits, as far as there is room."""
+        room = max(1, self.engine.max_seqs - KEPT_FREE)
+        while self._waiting and self.engine.num_running < room:
+            self._begin(*self._waiting.popleft())
+
+    def _begin(self, index: int, request: TokenRequest, params: SamplingParams) -> None:
         engine, name = self.engine, f"{self.name}-{self._num_added}"
         self._num_added += 1
         prompt = {"prompt_token_ids": list(request.prompt_ids)}
         own = engine.vllm_params(params, seed=request.seed)
         engine.llm.llm_engine.add_request(name, prompt, own, lora_request=engine.adapter)
-        self._indices[name] = index
+        self._running[name] = index
 
     def step(self) -> list[TokenOutput]:
         """See Stream: one token for each unfinished sample."""
-        return [
-            _token_output(self._indices.pop(output.request_id.split("/")[0]), output.outputs[0])
-            for output in self.engine.llm.llm_engine.step()
-            if output.finished
-        ]
+        if not self._done:  # another stream's steps may have finished some
+            self.engine.step()
+        done, self._done = self._done, []
+        return done
+
+    def finish(self, name: str, completion: Any) -> None:
+        """Take what vLLM made of one request."""
+        if (index := self._running.pop(name, None)) is not None:
+            self._done.append(_token_output(index, completion))
 
     def abort(self) -> None:
         """Drop what is unfinished."""
-        engine = self.engine.llm.llm_engine
-        if engine.has_unfinished_requests():  # the caller gave up half-way
-            engine.abort_request(list(self._indices))
-            while engine.has_unfinished_requests():
-                engine.step()
-        self._indices.clear()
+        self._waiting.clear()
+        if self._running:  # the caller gave up half-way
+            self.engine.llm.llm_engine.abort_request(list(self._running))
+            self._running.clear()
+            self.engine.drain()
 
 
 def adapter_settings(cfg: Config) -> dict[str, Any]:
@@ -213,8 +277,15 @@ def _token_output(index: int, completion: Any) -> TokenOutput:
     logprobs = list(completion.logprobs.logprobs) if completion.logprobs is not None else []
     if len(logprobs) != len(token_ids):
         raise SamplerError(f"vLLM gave {len(logprobs)} log-probabilities for {len(token_ids)} tokens")
+    versions = [
+        int(span.version) for span in completion.weight_versions or () for _ in range(span.start, span.end)
+    ]
+    if len(versions) != len(token_ids):
+        raise SamplerError(f"vLLM gave weight versions for {len(versions)} of {len(token_ids)} tokens")
     reason = completion.finish_reason
-    return TokenOutput(index, token_ids, logprobs, reason if reason in ("stop", "length") else "abort")
+    return TokenOutput(
+        index, token_ids, logprobs, reason if reason in ("stop", "length") else "abort", versions
+    )
 
 
 def _repack_head(model: Any) -> None:
