@@ -21,6 +21,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.rollout import SamplerError, SamplingParams, TokenOutput, TokenRequest
+from verigrad.engine.weight_sharing import Layout, NoLayout, unpacked
 
 KEPT_FREE = 8  # of rollout.max_seqs, for canaries while rollouts last
 MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM takes
@@ -35,22 +36,23 @@ class VllmEngine:
         self.sleeps = self.on_gpu and cfg.rollout.sleep
         threads = torch.get_num_threads()
         set_num_threads = torch.set_num_threads
-        self.llm = LLM(
-            model=model_folder,
-            dtype=cfg.policy.dtype,
-            seed=seed % 2**31,
-            max_model_len=cfg.rollout.max_prompt_tokens + cfg.rollout.max_tokens,
-            max_num_seqs=cfg.rollout.max_seqs,
-            # Ratios need the distribution that was sampled from, not the raw one (the engine's default).
-            logprobs_mode="processed_logprobs",
-            skip_tokenizer_init=not (cfg.rollout.stop or cfg.agent.tools),  # stop strings need it
-            trust_remote_code=cfg.policy.trust_remote_code,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            generation_config="vllm",  # the model folder's own top_p or temperature must not sneak in
-            **self._device_settings(cfg),
-            **adapter_settings(cfg),
-        )
+        with unpacked(cfg.sync.route == "shared" and not self.on_gpu):
+            self.llm = LLM(
+                model=model_folder,
+                dtype=cfg.policy.dtype,
+                seed=seed % 2**31,
+                max_model_len=cfg.rollout.max_prompt_tokens + cfg.rollout.max_tokens,
+                max_num_seqs=cfg.rollout.max_seqs,
+                # Ratios need the distribution that was sampled from, not the raw one (the engine's default).
+                logprobs_mode="processed_logprobs",
+                skip_tokenizer_init=not (cfg.rollout.stop or cfg.agent.tools),  # stop strings need it
+                trust_remote_code=cfg.policy.trust_remote_code,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                generation_config="vllm",  # the model folder's own top_p or temperature must not sneak in
+                **self._device_settings(cfg),
+                **adapter_settings(cfg),
+            )
         # The CPU worker replaces this function by a no-op for the whole process; the trainer needs it.
         torch.set_num_threads = set_num_threads
         torch.set_num_threads(threads)
@@ -59,6 +61,7 @@ class VllmEngine:
         self._streams: dict[str, VllmStream] = {}  # by name, those that are open
         self.version = -1
         self.adapter: LoRARequest | None = None
+        self.layout: Layout | None = None  # without one weights go through vLLM's own loader
 
     def _device_settings(self, cfg: Config) -> dict[str, Any]:
         if not self.on_gpu:
@@ -148,11 +151,26 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
+    def lay_out(self, shapes: Mapping[str, torch.Size] | None) -> Layout | None:
+        """Find the places of weights with these names and shapes, and write them there from now on.
+
+        None goes back to vLLM's loader. Raises weight_sharing.NoLayout for a model whose places are unknown.
+        """
+        model = self.llm.apply_model(lambda model: model)[0]  # the engine is in this process
+        self.layout = None if shapes is None else Layout(model, shapes)
+        return self.layout
+
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """See Engine.load_weights. Goes through vLLM's reload, which repacks fused and quantised layers."""
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
-        if not self.on_gpu:
-            self.llm.apply_model(_repack_head)
+        """See Engine.load_weights. Without a layout they go through vLLM's own loader."""
+        if self.layout is not None:
+            try:
+                self.layout.write(weights)
+            except NoLayout as error:
+                raise SamplerError(f"the sampler cannot take the trainer's weights: {error}") from error
+        else:
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+            if not self.on_gpu:
+                self.llm.apply_model(_repack_head)
         self._reset_prefix_cache()
 
     def load_adapter(self, folder: Path) -> None:
@@ -177,7 +195,10 @@ class VllmEngine:
 
     def release(self) -> None:
         """See Engine.release. On a CPU the engine holds no device memory that the trainer could use."""
-        if self.sleeps:
+        if self.sleeps and self.layout is not None and self.layout.shared:
+            self.llm.sleep(level=0)  # its weights are the trainer's: only the cache is given away
+            self.llm.release_kv_cache_memory()
+        elif self.sleeps:
             self.llm.sleep(level=1)
 
     def reclaim(self) -> None:
