@@ -99,6 +99,7 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
                 if run.resume_from is not None:
                     restore(loop, run.load_state())
                     screen.say(f"resuming after step {run.resume_from[0]}")
+                run.note(f"weights reach the sampler by: {loop.sync.connect()}")
                 loop.sync.push(loop.policy_version)
             run.judged_by = {
                 "": scorer.identity,
