@@ -181,7 +181,10 @@ class Layout:
 
 @contextmanager
 def unpacked(wanted: bool) -> Iterator[None]:
-    """While an engine is built within: its CPU build computes with plain weights, not with packed copies."""
+    """While an engine is built within: its CPU build computes with plain weights, not with packed copies.
+
+    Such an engine takes weights through a Layout alone: vLLM's loader would pack them again.
+    """
     if not wanted:
         yield
         return
@@ -240,7 +243,8 @@ def _place(
     rows = [shapes[name][0] for name in names]
     packed = held.numel() == 0 and hasattr(owner, "cpu_linear")
     if packed:
-        whole = torch.Size((owner.output_size_per_partition, owner.input_size_per_partition))
+        layer: Any = owner
+        whole = torch.Size((layer.output_size_per_partition, layer.input_size_per_partition))
     else:
         whole = held.shape
     fits = all(shapes[name][1:] == whole[1:] for name in names)
