@@ -49,13 +49,13 @@ NOT: Mapping[tuple[str, str], frozenset[str]] = {
     ("reward", "policy"): frozenset({"head_chunk_tokens"}),
     ("reward", "prompts"): frozenset({"prefill"}),
     ("sample", "data"): _OF_MIXTURES,
-    ("sample", "rollout"): frozenset({"group_size"}),
+    ("sample", "rollout"): frozenset({"group_size", "max_staleness", "engine_process"}),
     ("sample", "verifier"): frozenset(
         {"audit", "audit_rows", "steady_undecided_frac", "steady_undecided_steps"}
     ),
     ("sample", "policy"): _OF_TRAINING,
     ("label", "data"): _OF_MIXTURES | {"eval_path", "eval_split", "num_eval", "evals"},
-    ("label", "rollout"): frozenset({"group_size"}),
+    ("label", "rollout"): frozenset({"group_size", "max_staleness", "engine_process"}),
     ("label", "policy"): _OF_TRAINING,
 }
 """Command and section -> the few settings of it that are not read."""

@@ -133,8 +133,8 @@ class VllmEngine:
         for output in self.llm.llm_engine.step():
             if output.finished:
                 name = output.request_id.split("/")[0]
-                if (stream := self._streams.get(name.partition("-")[0])) is not None:
-                    stream.finish(name, output.outputs[0])
+                if (owner := self._streams.get(name.partition("-")[0])) is not None:
+                    owner.finish(name, output.outputs[0])
 
     def vllm_params(self, params: SamplingParams, *, seed: int) -> VllmParams:
         """Our parameters as vLLM takes them."""

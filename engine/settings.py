@@ -534,7 +534,7 @@ class SyncConfig(Section):
     1e-3 for float32 and 0.25 for bfloat16."""
     max_mismatch_kl: float | None = Field(default=None, gt=0)
     """Largest mismatch_kl of a step, sampler against trainer, before the run stops; empty is 1e-3 for float32
-    and 0.05 for bfloat16, or 0.2 with rollout.max_staleness > 0, whose rollouts are of older weights."""
+    and 0.05 for bfloat16, or 0.5 with rollout.max_staleness > 0, whose rollouts are of older weights."""
 
 
 class EvalConfig(Section):
@@ -819,5 +819,5 @@ SYNC_LIMITS = {
 }
 """Gaps between trainer and sampler that the number type alone explains, with room."""
 
-STALE_LIMITS = {"max_mismatch_kl": 0.2}
+STALE_LIMITS = {"max_mismatch_kl": 0.5}
 """The same where the sampler is behind on purpose: far more than a step of training moves a policy."""
