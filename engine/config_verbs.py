@@ -35,7 +35,11 @@ ONLY: Mapping[tuple[str, str], frozenset[str]] = {
 """Command and section -> the few settings of it that are read."""
 
 _OF_MIXTURES = frozenset({"mix", "weight"})
-_OF_TRAINING = frozenset({"gradient_checkpointing", "tokens_per_batch", "head_chunk_tokens"})
+_OF_ROLLOUTS = frozenset({"update_dtype", "skip_zero_advantage"})
+_OF_PASSES = frozenset({"attention", "offload_activations"})
+_OF_TRAINING = (
+    frozenset({"gradient_checkpointing", "tokens_per_batch", "head_chunk_tokens"}) | _OF_ROLLOUTS | _OF_PASSES
+)
 NOT: Mapping[tuple[str, str], frozenset[str]] = {
     ("train", "data"): _OF_MIXTURES,
     ("sft", "train"): frozenset({"num_minibatches"}),
@@ -46,7 +50,9 @@ NOT: Mapping[tuple[str, str], frozenset[str]] = {
     ("prefer", "lora"): frozenset({"load"}),
     ("reward", "train"): frozenset({"num_minibatches"}),
     ("reward", "lora"): frozenset({"load"}),
-    ("reward", "policy"): frozenset({"head_chunk_tokens"}),
+    ("sft", "policy"): _OF_ROLLOUTS,
+    ("prefer", "policy"): _OF_ROLLOUTS,
+    ("reward", "policy"): frozenset({"head_chunk_tokens"}) | _OF_ROLLOUTS | _OF_PASSES,
     ("reward", "prompts"): frozenset({"prefill"}),
     ("sample", "data"): _OF_MIXTURES,
     ("sample", "rollout"): frozenset({"group_size", "max_staleness", "engine_process"}),

@@ -9,6 +9,7 @@ from verigrad.engine.aggregation import AggregateFn
 from verigrad.engine.bins import Rows, pack_evenly, pack_rows, waste
 from verigrad.engine.prefixes import layout_of, pays, size_of
 from verigrad.engine.schema import Metrics, PackedBatch, Rollout, ScoredGroup
+from verigrad.engine.settings import PolicyConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +76,16 @@ def pack(
     return [_lay_out(rows) for rows in bins]
 
 
-def stats(minibatches: Sequence[Sequence[PackedBatch]], *, max_tokens: int, share_prefixes: bool) -> Metrics:
+def pack_stats(minibatches: Sequence[Sequence[PackedBatch]], cfg: PolicyConfig) -> Metrics:
     """How a step was packed: passes, share of columns that were not computed once more, passes to spare."""
     batches = [batch for part in minibatches for batch in part]
     total = sum(batch.input_ids.numel() for batch in batches)
     sizes = [
-        [len(layout_of(b.input_ids, b.cu_seqlens, share=share_prefixes).columns) for b in part]
+        [len(layout_of(b.input_ids, b.cu_seqlens, share=cfg.share_prefixes).columns) for b in part]
         for part in minibatches
     ]
     computed = sum(map(sum, sizes))
-    wasted = sum(waste(part, max_tokens) * len(part) for part in sizes)
+    wasted = sum(waste(part, cfg.tokens_per_batch) * len(part) for part in sizes)
     return {
         "pack/micro_batches": float(len(batches)),
         "pack/shared": 1 - computed / total if total else 0.0,

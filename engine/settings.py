@@ -476,10 +476,19 @@ class PolicyConfig(Section):
     """Keyword arguments for a maker."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of trainer and sampler; the trained weights themselves are kept in float32."""
+    update_dtype: Literal["same", "float32", "bfloat16"] = "same"
+    """Compute type of the update alone, where it is another than the sampler's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the trainer computes."""
+    attention: Literal["auto", "sdpa", "flex", "varlen"] = "auto"
+    """How attention over packed sequences is computed; auto is sdpa on a CPU, and on a GPU flex where
+    beginnings are shared and varlen where none are. See docs/packing.md."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    offload_activations: bool = False
+    """Keep what the backward pass needs of a GPU's activations in the host's pinned memory."""
+    skip_zero_advantage: bool = True
+    """No backward pass of rollouts of advantage 0, where their gradient is exactly 0."""
     tokens_per_batch: int = Field(default=8192, ge=1)
     """Token budget of one packed forward and backward pass; what is computed once counts once."""
     share_prefixes: bool = True

@@ -16,7 +16,7 @@ from verigrad.engine.assembly import Loop, open_loop, state_of
 from verigrad.engine.config import Config
 from verigrad.engine.evaluation import evaluate, require_column
 from verigrad.engine.interrupt import Interrupt
-from verigrad.engine.pack import pack
+from verigrad.engine.pack import pack, pack_stats
 from verigrad.engine.policy import Update, combine
 from verigrad.engine.rollout import SamplingParams
 from verigrad.engine.run import Run, RunError
@@ -182,6 +182,7 @@ def update(loop: Loop, scored: list[ScoredGroup], cfg: Config, step: int) -> Met
             together=algorithm.together,
             share_prefixes=cfg.policy.share_prefixes,
             first_group=start,
+            apart=loop.policy.skips(loop.coefs),
         )
         for start, end in pairwise(cuts)
     ]
@@ -214,7 +215,8 @@ def update(loop: Loop, scored: list[ScoredGroup], cfg: Config, step: int) -> Met
     skipped = sum(not done.finite for done in [*updates, *learned])
     loop.nonfinite_in_row = loop.nonfinite_in_row + 1 if skipped else 0
     coefs = {"kl_coef": loop.coefs.kl, "entropy_coef": loop.coefs.entropy}
-    return {**combine(updates), **seen, **selected, **coefs, "skipped_updates": float(skipped)}
+    packed = pack_stats(minibatches, cfg.policy)
+    return {**combine(updates), **seen, **selected, **packed, **coefs, "skipped_updates": float(skipped)}
 
 
 def tell(run: Run, screen: Screen) -> None:
