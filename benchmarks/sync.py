@@ -1,16 +1,16 @@
-"""What each route of the weights costs, against a step's rollouts: `python benchmarks/sync.py`, a minute or two.
+"""What each route of the weights to the sampler costs: `python benchmarks/sync.py`, a minute or two.
 
     python benchmarks/sync.py [--hidden 128 384] [--dtype float32] [--repeats 10] [--threads N]
 
-For each size a small Llama is trained by random gradients, and after each optimizer step its weights go to vLLM by
-each route in turn: `load_ms` is that without the proof, `canary_ms` the proof. `tokens_per_cpu_s` is what the engine
-then samples, because a route that keeps plain weights also computes with them. Rows go to results/sync.jsonl.
+For each size a small Llama is trained by random gradients, and after each optimizer step its weights go to
+vLLM by each route in turn: `load_ms` is that without the proof, `canary_ms` the proof. `tokens_per_cpu_s` is
+how fast the engine then samples, because one that keeps plain weights also computes with them. A row for each
+route and size goes to results/sync.jsonl.
 """
 
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time

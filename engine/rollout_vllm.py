@@ -21,9 +21,10 @@ from vllm.sampling_params import RequestOutputKind
 
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.rollout import SamplerError, SamplingParams, TokenOutput, TokenRequest
+from verigrad.engine.trace_file import watch_engine
 from verigrad.engine.weight_sharing import Layout, NoLayout, unpacked
 
-KEPT_FREE = 8  # of rollout.max_seqs, for canaries while rollouts last
+KEPT_FREE = 16  # of rollout.max_seqs, an eighth at most: for canaries while rollouts last
 MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM takes
 
 
@@ -62,6 +63,7 @@ class VllmEngine:
         self.version = -1
         self.adapter: LoRARequest | None = None
         self.layout: Layout | None = None  # without one weights go through vLLM's own loader
+        watch_engine(self)
 
     def _device_settings(self, cfg: Config) -> dict[str, Any]:
         if not self.on_gpu:
@@ -247,7 +249,7 @@ class VllmStream:
 
     def fill(self) -> None:
         """Begin what waits, as far as there is room."""
-        room = max(1, self.engine.max_seqs - KEPT_FREE)
+        room = self.engine.max_seqs - min(KEPT_FREE, self.engine.max_seqs // 8)
         while self._waiting and self.engine.num_running < room:
             self._begin(*self._waiting.popleft())
 

@@ -14,6 +14,7 @@ from verigrad.engine.pack import lay_out
 from verigrad.engine.policy import Policy
 from verigrad.engine.rollout import Sampler, SamplingParams, TokenRequest, derive_seed
 from verigrad.engine.schema import Metrics, Rollout
+from verigrad.engine.trace_file import span
 from verigrad.engine.weight_sharing import Reached, connect
 from verigrad.verifiers.base import Problem
 
@@ -59,9 +60,11 @@ class WeightSync:
                 self.policy.save_adapter(Path(folder))
                 self.sampler.engine.load_adapter(Path(folder))
         else:
-            self.sampler.engine.load_weights(self.policy.weights())
+            with span("load weights"):
+                self.sampler.engine.load_weights(self.policy.weights())
         self.sampler.policy_version = version
-        return self.prove()
+        with span("canary"):
+            return self.prove()
 
     def prove(self) -> Metrics:
         """Largest gap on the canaries; raises WeightSyncError above the limit.

@@ -243,9 +243,10 @@ def test_a_prefix_left_in_the_cache_is_caught_by_the_canary(joined, monkeypatch)
 
 
 @pytest.mark.vllm
+@pytest.mark.parametrize(
+    "joined", [("copy", False), ("copy", True)], indirect=True, ids=["copy", "copy-tied"]
+)
 def test_sampling_is_what_it_is_by_vllms_own_loader_to_the_bit(joined):
-    if joined.route == "shared":
-        pytest.skip("an engine of plain weights has no other way")
     joined.sync.push(7)
     requests = [TokenRequest([5 + i % 4, 7, 9, 11], seed=i) for i in range(12)]
 
