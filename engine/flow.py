@@ -2,10 +2,10 @@
 
     draw -> sampler's stream -> group -> verifier ->  queue, in the order drawn  -> next batch to train on
 
-No group is begun too early: one drawn now, behind `pending` others that may still be trained on, is trained
-on at batch `next_batch + pending // groups_per_step` at the latest, and it is begun only if that is no more
-than `rollout.max_staleness` ahead of the version of the weights. Groups leave the queue in the order in which
-they were drawn, whichever was finished first: taking the first to finish would favour short answers.
+No group is begun too early. Behind those in the queue it will be trained on in a certain batch at the latest,
+and it is begun only if that is no more than `rollout.max_staleness` ahead of the weights. Groups leave the
+queue in the order in which they were drawn, whichever was finished first: taking the first to finish would
+favour short answers.
 """
 
 import dataclasses
@@ -130,11 +130,22 @@ class Flow:
     # -- from problem to verdict; all with the lock held ---------------------------------------------
 
     def room(self) -> int:
-        """How many more groups may be begun now."""
-        ahead = self.next_batch - self.sampler.policy_version  # 1 while a batch is being trained on
-        batches = self.max_staleness + 1 - ahead
-        pending = sum(drawn.kept for drawn in self.queue)
-        return max(0, min(batches * self.wanted - pending, batches * self.cap - len(self.queue)))
+        """How many more groups may be begun now.
+
+        The queue is cut as `_head` will cut it. What is not judged counts as kept: a group that turns out
+        not to be can only bring those behind it forward.
+        """
+        # 1 while a batch is being trained on: the next one is then a version further
+        last = self.max_staleness - (self.next_batch - self.sampler.policy_version)
+        batch = kept = looked_at = 0
+        for drawn in self.queue:
+            kept += drawn.kept
+            looked_at += 1
+            if kept == self.wanted or looked_at == self.cap:
+                batch, kept, looked_at = batch + 1, 0, 0
+        if batch > last:
+            return 0
+        return (last - batch) * self.wanted + min(self.wanted - kept, self.cap - looked_at)
 
     def _refill(self) -> None:
         if (num := self.room()) == 0:
