@@ -319,6 +319,16 @@ def resolved_numbers(name: str, advantage: str, loss: str) -> dict[str, Any]:
     return numbers | {key: value for key, value in row.settings.items() if key in kept}
 
 
+def corrected(a: AlgorithmConfig) -> AlgorithmConfig:
+    """With the weights of tokens truncated, where a recipe whose rollouts are of older weights names none.
+
+    The default drops tokens that disagree: with an exact sampler they are faults, here they are policy moved.
+    """
+    if a.model_fields_set & {"correction", "correction_low", "correction_high"}:
+        return a
+    return a.model_copy(update={"correction": "tis"})
+
+
 def resolve(a: AlgorithmConfig) -> AlgorithmConfig:
     """Every name and number the recipe left open, written out."""
     advantage, loss, aggregation = row_of(a)

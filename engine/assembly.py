@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from verigrad.engine.curriculum import Curriculum, problem_stream
 from verigrad.engine.data import ProblemStream
 from verigrad.engine.dynamic_sampling import KeepRate
 from verigrad.engine.episode import EpisodeSampler
+from verigrad.engine.flow import Flow
 from verigrad.engine.monitor import Monitor
 from verigrad.engine.policy import Policy, find_device
 from verigrad.engine.prompts import Prompter
@@ -48,6 +49,7 @@ class Loop:
     algorithm: Algorithm
     coefs: Coefs  # weights of the loss's side terms now
     critic: Critic | None = None  # where the advantage needs one
+    flow: Flow | None = None  # where sampling runs ahead of training
     policy_version: int = 0  # rollout batches trained on
     keep_rate: KeepRate = field(default_factory=KeepRate)
     nonfinite_in_row: int = 0
@@ -96,9 +98,12 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
                     coefs=algorithm.coefs,
                     critic=critic,
                 )
+                if cfg.rollout.max_staleness:
+                    loop.flow = Flow(sampler, scorer, loop.problems, algorithm.keep, cfg, data=dataset.train)
                 if run.resume_from is not None:
                     restore(loop, run.load_state())
                     screen.say(f"resuming after step {run.resume_from[0]}")
+                run.note(f"weights reach the sampler by: {loop.sync.connect()}")
                 loop.sync.push(loop.policy_version)
             run.judged_by = {
                 "": scorer.identity,
@@ -110,7 +115,8 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
                 prompts=prompter.template_hash,
                 control=control,
             )
-            yield loop
+            with loop.flow.open() if loop.flow is not None else nullcontext():
+                yield loop
             run.note(f"verifier health: {json.dumps(scorer.health())}")
 
 
@@ -120,7 +126,7 @@ def open_sampler(
 ) -> Iterator[Sampler]:
     """The engine on the weights in `folder`, closed whatever comes."""
     with run.timed("start"):
-        engine = build_engine(cfg, folder, eos_ids=model.eos_ids, seed=cfg.train.seed)
+        engine = build_engine(cfg, folder, eos_ids=model.eos_ids, seed=cfg.train.seed, training=True)
     try:
         with sampler_of(cfg, engine, prompter) as sampler:
             if isinstance(sampler, EpisodeSampler):
@@ -132,10 +138,15 @@ def open_sampler(
 
 def state_of(loop: Loop) -> dict[str, Any]:
     """What a checkpoint holds besides the weights; sampling and schedules are functions of step and seed."""
+    with nullcontext() if loop.flow is None else loop.flow.held():
+        drawn = {
+            "problems": loop.problems.state(),
+            "flow": None if loop.flow is None else loop.flow.state(),
+        }
     return {
+        **drawn,
         "policy": loop.policy.state(),
         "critic": None if loop.critic is None else loop.critic.state(),
-        "problems": loop.problems.state(),
         "policy_version": loop.policy_version,
         "keep_rate": float(loop.keep_rate),
         "nonfinite_in_row": loop.nonfinite_in_row,
@@ -152,6 +163,8 @@ def restore(loop: Loop, state: dict[str, Any]) -> None:
     if loop.critic is not None:
         loop.critic.load_state(state["critic"])
     loop.problems.load_state(state["problems"])
+    if loop.flow is not None:
+        loop.flow.load_state(state["flow"])
     loop.policy_version = state["policy_version"]
     loop.keep_rate = KeepRate(state["keep_rate"])
     loop.nonfinite_in_row = state["nonfinite_in_row"]

@@ -200,6 +200,12 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
         action="store_true",
         help="check settings and verifier, print the resolved recipe and its batch algebra; reads no data",
     )
+    if verb == "train":
+        parser.add_argument(
+            "--trace",
+            action="store_true",
+            help="write trace.json into the run folder: what was done when, for https://ui.perfetto.dev",
+        )
     parser.set_defaults(run=run_recipe)
 
 
@@ -207,6 +213,12 @@ def run_recipe(args: argparse.Namespace) -> int:
     """Load the recipe; then, unless it is a dry run, import the engine and do what the verb says."""
     from verigrad.engine import config, dry_run, stages
 
+    trace = getattr(args, "trace", False)
+    if trace and (args.dry_run or stages.has_stages(args.recipe)):
+        what = (
+            "--dry-run, which runs nothing" if args.dry_run else "a recipe of stages; trace one stage's own"
+        )
+        raise config.ConfigError(f"--trace cannot be with {what}")
     if args.verb == "train" and stages.has_stages(args.recipe):
         return stages.run(args.recipe, args.overrides, dry_run=args.dry_run, debug=args.debug)
     cfg = config.load(args.recipe, args.overrides, verb=args.verb)
@@ -219,13 +231,17 @@ def run_recipe(args: argparse.Namespace) -> int:
     from verigrad.engine.machine import prepare_process
 
     prepare_process()
-    work = importlib.import_module(f"verigrad.engine.{args.verb}")
+    from verigrad.engine import trace_file
     from verigrad.engine.screen import Screen
 
     with Screen() as screen:
         screen.say(f"{Path(args.recipe).stem} -> {cfg.run.folder}")
-        do: Callable[[config.Config, Screen], int] = getattr(work, args.verb)  # named as its file
-        return do(cfg, screen)
+        tracing = trace_file.into(Path(cfg.run.folder), screen.say) if trace else contextlib.nullcontext()
+        with tracing:
+            with trace_file.span("import"):
+                work = importlib.import_module(f"verigrad.engine.{args.verb}")
+            do: Callable[[config.Config, Screen], int] = getattr(work, args.verb)  # named as its file
+            return do(cfg, screen)
 
 
 if __name__ == "__main__":

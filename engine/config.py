@@ -15,6 +15,7 @@ from verigrad.engine import algorithm_settings, config_verbs, environment, prefe
 from verigrad.engine.catalogue import ROWS
 from verigrad.engine.config_checks import contradictions
 from verigrad.engine.settings import (
+    STALE_LIMITS,
     SYNC_LIMITS,
     AlgorithmConfig,
     Config,
@@ -152,7 +153,11 @@ def _named_set(names: Sequence[str]) -> type[Section] | None:
 def resolve(config: Config) -> Config:
     """Fill the settings left to the algorithm or the number type, so that a run's record is explicit."""
     limits = SYNC_LIMITS[config.policy.dtype]
-    updates: dict[str, Section] = {"algorithm": algorithm_settings.resolve(config.algorithm)}
+    algorithm = config.algorithm
+    if config.rollout.max_staleness:
+        limits = limits | STALE_LIMITS
+        algorithm = algorithm_settings.corrected(algorithm)
+    updates: dict[str, Section] = {"algorithm": algorithm_settings.resolve(algorithm)}
     if config.dynamic_sampling.enabled is None:
         enabled = {"enabled": ROWS[config.algorithm.name].dynamic_sampling}
         updates["dynamic_sampling"] = config.dynamic_sampling.model_copy(update=enabled)
@@ -266,6 +271,14 @@ def batch_algebra(c: Config) -> list[tuple[str, str]]:
     if c.dynamic_sampling.enabled:
         cap = math.ceil(c.dynamic_sampling.oversample * P)
         lines.append(("groups sampled per step", f"{P} to {cap} (dynamic sampling)"))
+    if S := c.rollout.max_staleness:
+        lines.append(
+            (
+                "asynchronous",
+                f"groups begun by weights at most {S} steps behind, importance weights "
+                f"{c.algorithm.correction}, {P * (S + 1)} groups under way",
+            )
+        )
     lines.append(("rollouts in the run", f"at least {c.train.num_steps * P * G:,}"))
     return lines
 

@@ -25,12 +25,14 @@ def contradictions(c: Config) -> Iterator[str]:
     yield from _agent_contradictions(c)
     yield from _eval_contradictions(c)
     yield from _sampling_without_effect(c)
+    yield from _asynchronous_contradictions(c)
     yield from _verifier_without_effect(c)
     yield from _files_without_effect(c)
     yield from _monitor_contradictions(c)
     yield from _mix_contradictions(c)
     yield from _lora_contradictions(c)
     yield from _critic_contradictions(c)
+    yield from _sync_contradictions(c)
 
 
 def _missing(c: Config) -> Iterator[str]:
@@ -176,6 +178,28 @@ def _sampling_without_effect(c: Config) -> Iterator[str]:
         yield "dynamic_sampling.oversample has no effect with dynamic_sampling.enabled = false; remove it"
 
 
+def _asynchronous_contradictions(c: Config) -> Iterator[str]:
+    """What needs the weights that sample to be those that train."""
+    rollout = c.rollout
+    if not rollout.max_staleness:
+        if rollout.engine_process is not None:
+            yield (
+                "rollout.engine_process has no effect with rollout.max_staleness = 0; remove it or set "
+                "rollout.max_staleness > 0"
+            )
+        return
+    advantage = algorithm_settings.row_of(c.algorithm)[0]
+    kept_apart = {
+        "agent.tools run in episodes, which are sampled step by step": bool(c.agent.tools),
+        "lora.load = 'adapter' leaves what is half sampled on the old adapter; 'merged' does not": (
+            c.lora.rank > 0 and c.lora.load == "adapter"
+        ),
+        f"advantage {advantage!r} needs greedy rollouts of the same weights": ADVANTAGES[advantage].greedy,
+    }
+    for why in (why for why, holds in kept_apart.items() if holds):
+        yield f"rollout.max_staleness = {rollout.max_staleness}: {why}; set rollout.max_staleness = 0"
+
+
 def _verifier_without_effect(c: Config) -> Iterator[str]:
     limits, chosen = c.verifier, _chosen(c.verifier)
     steady, most = limits.steady_undecided_frac, limits.max_undecided_frac
@@ -254,6 +278,26 @@ def _critic_contradictions(c: Config) -> Iterator[str]:
         yield (
             "critic.value_clip has no effect with train.num_minibatches = 1: with one optimizer step per "
             "batch no value has moved yet; remove it or raise train.num_minibatches"
+        )
+
+
+def _sync_contradictions(c: Config) -> Iterator[str]:
+    route = c.sync.route
+    if route == "auto":
+        return
+    if c.rollout.backend == "transformers":
+        yield f"sync.route = {route!r} has no effect with rollout.backend = 'transformers'; remove it"
+    if c.lora.rank and c.lora.load == "adapter":
+        yield f"sync.route = {route!r} has no effect with lora.load = 'adapter'; remove it"
+    elif c.lora.rank and route == "shared":
+        yield (
+            "sync.route = 'shared' cannot be with lora.rank > 0, whose adapters are merged on the way to the "
+            "sampler; set sync.route = 'copy' or remove it"
+        )
+    if c.policy.dtype != "float32" and route == "shared":
+        yield (
+            f"sync.route = 'shared' cannot be with policy.dtype = {c.policy.dtype!r}: the trainer keeps its "
+            "weights in float32 and the sampler does not; set sync.route = 'copy' or remove it"
         )
 
 

@@ -35,7 +35,11 @@ ONLY: Mapping[tuple[str, str], frozenset[str]] = {
 """Command and section -> the few settings of it that are read."""
 
 _OF_MIXTURES = frozenset({"mix", "weight"})
-_OF_TRAINING = frozenset({"gradient_checkpointing", "tokens_per_batch", "head_chunk_tokens"})
+_OF_ROLLOUTS = frozenset({"update_dtype", "skip_zero_advantage"})
+_OF_PASSES = frozenset({"attention", "offload_activations"})
+_OF_TRAINING = (
+    frozenset({"gradient_checkpointing", "tokens_per_batch", "head_chunk_tokens"}) | _OF_ROLLOUTS | _OF_PASSES
+)
 NOT: Mapping[tuple[str, str], frozenset[str]] = {
     ("train", "data"): _OF_MIXTURES,
     ("sft", "train"): frozenset({"num_minibatches"}),
@@ -46,16 +50,18 @@ NOT: Mapping[tuple[str, str], frozenset[str]] = {
     ("prefer", "lora"): frozenset({"load"}),
     ("reward", "train"): frozenset({"num_minibatches"}),
     ("reward", "lora"): frozenset({"load"}),
-    ("reward", "policy"): frozenset({"head_chunk_tokens"}),
+    ("sft", "policy"): _OF_ROLLOUTS,
+    ("prefer", "policy"): _OF_ROLLOUTS,
+    ("reward", "policy"): frozenset({"head_chunk_tokens"}) | _OF_ROLLOUTS | _OF_PASSES,
     ("reward", "prompts"): frozenset({"prefill"}),
     ("sample", "data"): _OF_MIXTURES,
-    ("sample", "rollout"): frozenset({"group_size"}),
+    ("sample", "rollout"): frozenset({"group_size", "max_staleness", "engine_process"}),
     ("sample", "verifier"): frozenset(
         {"audit", "audit_rows", "steady_undecided_frac", "steady_undecided_steps"}
     ),
     ("sample", "policy"): _OF_TRAINING,
     ("label", "data"): _OF_MIXTURES | {"eval_path", "eval_split", "num_eval", "evals"},
-    ("label", "rollout"): frozenset({"group_size"}),
+    ("label", "rollout"): frozenset({"group_size", "max_staleness", "engine_process"}),
     ("label", "policy"): _OF_TRAINING,
 }
 """Command and section -> the few settings of it that are not read."""

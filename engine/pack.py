@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from verigrad.engine.aggregation import AggregateFn
-from verigrad.engine.prefixes import size_of
-from verigrad.engine.schema import PackedBatch, Rollout, ScoredGroup
+from verigrad.engine.bins import Rows, pack_evenly, pack_rows, waste
+from verigrad.engine.prefixes import layout_of, pays, size_of
+from verigrad.engine.schema import Metrics, PackedBatch, Rollout, ScoredGroup
+from verigrad.engine.settings import PolicyConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,9 @@ def pack(
     together: bool = False,
     share_prefixes: bool = True,
     first_group: int = 0,
+    apart: bool = False,
+    num_ranks: int = 1,
+    pair_cost: float = 0.0,
 ) -> list[PackedBatch]:
     """All that one optimizer step trains on, as batches of which at most `max_tokens` tokens are computed.
 
@@ -35,7 +40,12 @@ def pack(
     alike counts once in each. Left out: rollouts with an undecided verdict and, with `overlong_filter`,
     truncated ones. Token weights are fixed here, over the whole step, so the loss does not depend on how the
     rollouts were packed. Groups are numbered from `first_group`. With `together` no group is divided between
-    batches, and rollouts of advantage 0, of which no pair is made, are left out too.
+    batches, and rollouts of advantage 0, of which no pair is made, are left out too. With `apart` rollouts of
+    advantage 0 lie in batches of their own, after the others, where a backward pass saved is worth more than
+    their prompt computed again.
+
+    For several ranks: as many batches for each, of nearly equal cost, to be dealt out by `bins.balance`;
+    `pair_cost` is bins.pair_cost of the model. Groups of pairs are not divided, nor evened out.
     """
     members = [
         (rollout, advantage, index, verdict.outcome == "right")
@@ -52,11 +62,35 @@ def pack(
         _Row(rollout, advantage, weight, first_group + index, 1.0 / num_right if right else 0.0)
         for (rollout, advantage, index, right), weight in zip(members, aggregate(counts), strict=True)
     ]
-    if together or share_prefixes:
-        bins = _by_group(rows, max_tokens, share=share_prefixes, divide=not together)
+    if together:
+        bins = _whole_groups(rows, max_tokens, share=share_prefixes)
     else:
-        bins = _first_fit(rows, max_tokens)
+        parts = _apart(rows, share=share_prefixes) if apart else [rows]
+        bins = [
+            one
+            for part in parts
+            for one in _divided(
+                part, max_tokens, share=share_prefixes, num_ranks=num_ranks, pair_cost=pair_cost
+            )
+        ]
     return [_lay_out(rows) for rows in bins]
+
+
+def pack_stats(minibatches: Sequence[Sequence[PackedBatch]], cfg: PolicyConfig) -> Metrics:
+    """How a step was packed: passes, share of columns that were not computed once more, passes to spare."""
+    batches = [batch for part in minibatches for batch in part]
+    total = sum(batch.input_ids.numel() for batch in batches)
+    sizes = [
+        [len(layout_of(b.input_ids, b.cu_seqlens, share=cfg.share_prefixes).columns) for b in part]
+        for part in minibatches
+    ]
+    computed = sum(map(sum, sizes))
+    wasted = sum(waste(part, cfg.tokens_per_batch) * len(part) for part in sizes)
+    return {
+        "pack/micro_batches": float(len(batches)),
+        "pack/shared": 1 - computed / total if total else 0.0,
+        "pack/waste": wasted / max(1, len(batches)),
+    }
 
 
 def lay_out(rollouts: Sequence[Rollout]) -> PackedBatch:
@@ -64,19 +98,31 @@ def lay_out(rollouts: Sequence[Rollout]) -> PackedBatch:
     return _lay_out([_Row(rollout, 0.0, 0.0) for rollout in sorted(rollouts, key=_length, reverse=True)])
 
 
-def _first_fit(rows: Sequence[_Row], max_tokens: int) -> list[list[_Row]]:
-    bins = first_fit([_length(row.rollout) for row in rows], max_tokens, what="a rollout")
+def _divided(
+    rows: Sequence[_Row], max_tokens: int, *, share: bool, num_ranks: int, pair_cost: float
+) -> list[list[_Row]]:
+    """Rows in bins, a group's rows in as few as pays; longest first in each."""
+    for row in rows:
+        if _length(row.rollout) > max_tokens:
+            first_fit([_length(row.rollout)], max_tokens, what="a rollout")  # says so
+    if not rows:
+        return []
+    groups = _groups(rows)
+    common = {group: _common(members) if share else 0 for group, members in groups.items()}
+    given = Rows(
+        lengths=[_length(row.rollout) for row in rows],
+        groups=[row.group for row in rows],
+        common=[common[row.group] for row in rows],
+        max_tokens=max_tokens,
+        pair_cost=pair_cost,
+    )
+    bins = pack_rows(given) if num_ranks == 1 else pack_evenly(given, num_ranks=num_ranks)
     return [[rows[index] for index in members] for members in bins]
 
 
-def _by_group(rows: Sequence[_Row], max_tokens: int, *, share: bool, divide: bool) -> list[list[_Row]]:
-    """As _first_fit, of whole groups, too large ones divided or else refused; longest rows first in each."""
-    groups: dict[int, list[_Row]] = {}
-    for row in rows:
-        groups.setdefault(row.group, []).append(row)
-    units = list(groups.values())
-    if divide:
-        units = [part for unit in units for part in _parts(unit, max_tokens, share=share)]
+def _whole_groups(rows: Sequence[_Row], max_tokens: int, *, share: bool) -> list[list[_Row]]:
+    """Whole groups in bins; longest rows first in each."""
+    units = list(_groups(rows).values())
     sizes = [_size(unit, share=share) for unit in units]
     bins = first_fit(sizes, max_tokens, what="a group's paired rollouts")
     return [
@@ -85,19 +131,41 @@ def _by_group(rows: Sequence[_Row], max_tokens: int, *, share: bool, divide: boo
     ]
 
 
-def _parts(rows: Sequence[_Row], max_tokens: int, *, share: bool) -> list[list[_Row]]:
-    """A group's rows as they are if they fit, else the longest ones first, as many as fit, and so on."""
-    if _size(rows, share=share) <= max_tokens:
-        return [list(rows)]
-    parts: list[list[_Row]] = []
-    for row in sorted(rows, key=lambda row: -_length(row.rollout)):
-        if _length(row.rollout) > max_tokens:
-            first_fit([_length(row.rollout)], max_tokens, what="a rollout")  # says so
-        if parts and _size([*parts[-1], row], share=share) <= max_tokens:
-            parts[-1].append(row)
+def _apart(rows: Sequence[_Row], *, share: bool) -> list[list[_Row]]:
+    """Rows that have a gradient and, where moving them away pays, those of advantage 0.
+
+    A backward pass costs twice a forward pass: a group's rows are moved where their forward pass alone, its
+    beginning computed again, costs less than all three passes beside the others.
+    """
+    near: list[_Row] = []
+    far: list[_Row] = []
+    for members in _groups(rows).values():
+        idle = [row for row in members if row.advantage == 0]
+        rest = [row for row in members if row.advantage != 0]
+        together, divided = (
+            3 * _size(members, share=share),
+            3 * _size(rest, share=share) + _size(idle, share=share),
+        )
+        if divided < together:
+            near, far = near + rest, far + idle
         else:
-            parts.append([row])
-    return parts
+            near += members
+    return [near, far]
+
+
+def _groups(rows: Sequence[_Row]) -> dict[int, list[_Row]]:
+    groups: dict[int, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    return groups
+
+
+def _common(rows: Sequence[_Row]) -> int:
+    """Tokens that all begin with, 0 where sharing them does not pay."""
+    sequences = [row.rollout.token_ids for row in rows]
+    saved = sum(map(len, sequences)) - size_of(sequences)
+    common = saved // max(1, len(rows) - 1)
+    return common if pays(common, len(rows)) else 0
 
 
 def _size(rows: Sequence[_Row], *, share: bool) -> int:

@@ -9,26 +9,33 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from verigrad.engine.attention_backends import Backend, choose, flex, varlen
 from verigrad.engine.config import ConfigError
 from verigrad.engine.prefixes import Layout, Run
 
 NAME = "verigrad_packed"
 QUERIES = 1024  # attended to at once after a past: an explicit mask [QUERIES, past + length] stays small
+MOST_KEPT = 2**22  # numbers of a mask that is kept from layer to layer; a larger one is made anew
 
 
-def last_hidden(model: Any, layout: Layout, *, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+def last_hidden(
+    model: Any, layout: Layout, *, input_ids: Tensor, position_ids: Tensor, attention: str = "auto"
+) -> Tensor:
     """Last hidden states [C, H] of the computed columns; `layout.places` finds those of each column [T].
 
-    `model` is a transformers model with a head, its attention NAME.
+    `model` is a transformers model with a head, its attention NAME; `attention` is policy.attention.
     """
     device = next(model.parameters()).device
     layout = layout.to(device)
+    dtype = compute_dtype(device.type) or torch.float32
+    backend = choose(attention, device=device, dtype=dtype, shared=layout.shared > 0)
     columns = layout.columns
     hidden: Tensor = model.base_model(
         input_ids=input_ids.to(device)[columns][None],
         position_ids=position_ids.to(device)[columns][None],
         use_cache=False,
         packed_layout=layout,
+        packed_backend=backend,
     ).last_hidden_state[0]
     return hidden
 
@@ -45,6 +52,16 @@ def require_packable(model: Any, folder: str) -> None:
         )
 
 
+def compute_dtype(device: str) -> torch.dtype | None:
+    """What attention computes in under autocast; None leaves its inputs as they are.
+
+    On CPUs float32: SDPA's backward pass takes several times longer in bfloat16 (torch 2.13).
+    """
+    if not torch.is_autocast_enabled(device):
+        return None
+    return torch.float32 if device == "cpu" else torch.get_autocast_dtype(device)
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: Tensor,  # [1, heads, C, D]
@@ -53,6 +70,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     packed_layout: Layout,
+    packed_backend: Backend = "sdpa",
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -65,18 +83,37 @@ def packed_attention(
             f"policy.model: {type(module).__name__} caps its attention scores or has attention sinks, which "
             "packed attention does not compute; use a model without them"
         )
-    runs = packed_layout.runs
+    device, dtype = query.device.type, compute_dtype(query.device.type)
+    if dtype is not None:  # autocast has its own mind about some of these calls, and none about others
+        query, key, value = (x.to(dtype) for x in (query, key, value))
+    attend = {"sdpa": _by_runs, "flex": flex, "varlen": varlen}[packed_backend]
+    with torch.autocast(device, enabled=False):
+        out = attend(query, key, value, packed_layout, scaling=scaling, sliding_window=sliding_window or None)
+    return out, None
+
+
+def _by_runs(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    *,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    """[1, C, heads, D], by one SDPA call for each run of stretches of equal shape."""
+    runs = layout.runs
     outputs = []
     # Split, not sliced one by one: each slice's gradient would be as long as the whole batch.
     sizes = [run.count * run.length for run in runs]
     pieces = zip(*(torch.split_with_sizes(x[0], sizes, dim=1) for x in (query, key, value)), strict=True)
-    pasts = zip(*(_pasts(x[0], packed_layout) for x in (key, value)), strict=True)
+    pasts = zip(*(_pasts(x[0], layout) for x in (key, value)), strict=True)
     for run, (q, k, v), (k_past, v_past) in zip(runs, pieces, pasts, strict=True):
         q = _split(q, run.count)
         k, v = (_after(past, own, run) for past, own in ((k_past, k), (v_past, v)))
-        out = _attend(q, k, v, run, scaling=scaling, sliding_window=sliding_window)
+        out = _attend(q, k, v, run, layout, scaling=scaling, sliding_window=sliding_window)
         outputs.append(out.permute(0, 2, 1, 3).reshape(run.count * run.length, q.shape[1], q.shape[3]))
-    return torch.cat(outputs)[None], None
+    return torch.cat(outputs)[None]
 
 
 def _attend(
@@ -84,30 +121,44 @@ def _attend(
     k: Tensor,  # [count, kv_heads, past + length, D]
     v: Tensor,
     run: Run,
+    layout: Layout,
     *,
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
     """[count, heads, length, D]."""
     grouped, total = q.shape[1] != k.shape[1], run.past + run.length
-    windowed = sliding_window is not None and total > sliding_window
-    if not run.past and not windowed:
+    window = sliding_window if sliding_window is not None and total > sliding_window else None
+    if not run.past and window is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
     parts = []
     for start in range(0, run.length, QUERIES):
         end = min(start + QUERIES, run.length)
-        seen = run.past + end
-        first = max(0, run.past + start - sliding_window + 1) if windowed and sliding_window else 0
-        ages = (
-            torch.arange(run.past + start, seen, device=q.device)[:, None]
-            - torch.arange(first, seen, device=q.device)[None, :]
-        )
-        mask = ages >= 0
-        if windowed and sliding_window:
-            mask &= ages < sliding_window
-        part = (q[:, :, start:end], k[:, :, first:seen], v[:, :, first:seen])
+        first = max(0, run.past + start - window + 1) if window else 0
+        seen = slice(first, run.past + end)
+        mask = _mask(layout, q, start=run.past + start, seen=seen, window=window)
+        part = (q[:, :, start:end], k[:, :, seen], v[:, :, seen])
         parts.append(F.scaled_dot_product_attention(*part, attn_mask=mask, scale=scaling, enable_gqa=grouped))
     return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+def _mask(layout: Layout, q: Tensor, *, start: int, seen: slice, window: int | None) -> Tensor:
+    """What is added to scores [queries, keys]: 0 or -inf. Queries begin at `start` and end with the keys."""
+
+    def made() -> Tensor:
+        ages = (
+            torch.arange(start, seen.stop, device=q.device)[:, None]
+            - torch.arange(seen.start, seen.stop, device=q.device)[None, :]
+        )
+        hidden = ages < 0
+        if window:
+            hidden |= ages >= window
+        return torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, -torch.inf)
+
+    if (seen.stop - start) * (seen.stop - seen.start) > MOST_KEPT // max(1, len(layout.runs)):
+        return made()
+    kept: Tensor = layout.kept((start, seen.start, seen.stop, window, q.dtype), made)
+    return kept
 
 
 def _pasts(x: Tensor, layout: Layout) -> Sequence[Tensor | None]:

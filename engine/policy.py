@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from verigrad.engine import lora
+from verigrad.engine.activations import offloaded
 from verigrad.engine.algorithm_settings import holds_reference
+from verigrad.engine.attention_backends import choose
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.loss import LossFn, LossSums, merge, mismatch_sums
 from verigrad.engine.optim import build_optimizer, learning_rate
@@ -22,6 +24,7 @@ from verigrad.engine.packed_attention import NAME as PACKED
 from verigrad.engine.packed_attention import last_hidden, require_packable
 from verigrad.engine.prefixes import layout_of
 from verigrad.engine.schema import Coefs, LossInputs, Metrics, PackedBatch
+from verigrad.engine.zero_advantage import follows_advantage, with_gradient
 from verigrad.kernels.linear_logprob import linear_collision, linear_logprob
 
 BesideFn = Callable[[Tensor, PackedBatch], Tensor]
@@ -63,15 +66,16 @@ def take_step(
 ) -> Update:
     """One optimizer step on the sum of the parts' losses, each made, and let go, when it is its turn.
 
-    A part is a scalar with gradient and its sums, "loss_sum" among them. Without `weighs`, or with a
-    loss or gradient that is not finite, weights and optimizer stay as they are.
+    A part is a scalar and its sums, "loss_sum" among them; one without a gradient has none to add. Without
+    `weighs`, or with a loss or gradient that is not finite, weights and optimizer stay as they are.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
     seen = []
     for loss, sums in parts:
-        loss.backward()  # type: ignore[no-untyped-call]
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
         seen.append(sums)
     norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     finite = math.isfinite(norm) and math.isfinite(sum(float(sums["loss_sum"]) for sums in seen))
@@ -93,6 +97,9 @@ class Policy:
         """
         self.cfg, self.tokenizer, self.start_folder = cfg, tokenizer, start_folder
         self.device = find_device(cfg)
+        same = cfg.policy.update_dtype == "same"
+        self.update_dtype = cfg.policy.dtype if same else cfg.policy.update_dtype
+        choose(cfg.policy.attention, device=self.device, dtype=getattr(torch, self.update_dtype), shared=True)
         self.adapted = cfg.lora.rank > 0
         self.model = load_model(cfg, start_folder if self.adapted else model_folder)
         if self.adapted:
@@ -119,19 +126,29 @@ class Policy:
         lora.save(self.model, folder, base=self.start_folder)
 
     def logprobs(self, batch: PackedBatch, *, temperature: float, reference: bool = False) -> Tensor:
-        """Log-probability of each label [T] float32 on the CPU; 0 where loss_mask is False."""
+        """Log-probability of each label [T] float32 on the CPU; 0 where loss_mask is False.
+
+        The policy's are in policy.dtype, as the sampler's; a reference's as the update computes.
+        """
         if not reference:
-            return self._look(self.model, batch, temperature=temperature)["old"]
+            dtype = self.cfg.policy.dtype
+            return self._look(self.model, batch, temperature=temperature, dtype=dtype)["old"]
         assert self.has_reference
         with lora.switched_off(self.model) if self.adapted else nullcontext():
             return self._look(self.reference or self.model, batch, temperature=temperature)["old"]
 
     @torch.no_grad()
     def _look(
-        self, model: Any, batch: PackedBatch, *, temperature: float, needs: Collection[str] = ()
+        self,
+        model: Any,
+        batch: PackedBatch,
+        *,
+        temperature: float,
+        needs: Collection[str] = (),
+        dtype: str | None = None,
     ) -> dict[str, Tensor]:
         """One forward pass: "old" log-probabilities, "entropy", if needed "collision", each [T] float32."""
-        hidden = self.hidden(model, batch)
+        hidden = self.hidden(model, batch, dtype=dtype)
         logprobs, entropy = self._head(model, hidden, batch, temperature=temperature)
         seen = {"old": logprobs, "entropy": entropy}
         if "collision" in needs:
@@ -187,11 +204,23 @@ class Policy:
 
         `first`: no step was taken since sampling, so this forward's own log-probabilities are the old ones
         and every ratio is exactly 1. A non-finite loss or gradient leaves weights and optimizer alone. So do
-        batches without a token that weighs: the optimizer's momentum and decay would move the weights.
+        batches without a token that weighs: the optimizer's momentum and decay would move the weights. Where
+        `skips` says so, batches whose every advantage is 0 go without a backward pass.
         """
         weighs = any(bool(batch.loss_weights[batch.loss_mask].any()) for batch in batches)
-        parts = (self._loss(batch, loss_fn, coefs, first=first, beside=beside) for batch in batches)
-        return self.step(parts, step=step, weighs=weighs)
+        moves = with_gradient(batches, skip=beside is None and self.skips(coefs))
+
+        def parts() -> Iterator[tuple[Tensor, LossSums]]:
+            for batch, moving in zip(batches, moves, strict=True):
+                with torch.set_grad_enabled(moving):
+                    part = self._loss(batch, loss_fn, coefs, first=first, beside=beside)
+                yield part
+
+        return self.step(parts(), step=step, weighs=weighs)
+
+    def skips(self, coefs: Coefs) -> bool:
+        """Whether rollouts of advantage 0 need no backward pass: nothing else of the loss reaches them."""
+        return self.cfg.policy.skip_zero_advantage and follows_advantage(self.cfg, coefs)
 
     @torch.no_grad()
     def measure(
@@ -252,11 +281,27 @@ class Policy:
             sums |= mismatch_sums(dataclasses.replace(inputs, old_logprobs=logprobs.detach()))
         return loss if beside is None else loss + beside(hidden, batch), sums
 
-    def hidden(self, model: Any, batch: PackedBatch) -> Tensor:
-        """Last hidden states [N, H] of the N columns whose label counts, of a model with packed attention."""
-        layout = layout_of(batch.input_ids, batch.cu_seqlens, share=self.cfg.policy.share_prefixes)
-        with self._autocast():
-            hidden = last_hidden(model, layout, input_ids=batch.input_ids, position_ids=batch.position_ids)
+    def hidden(self, model: Any, batch: PackedBatch, *, dtype: str | None = None) -> Tensor:
+        """Last hidden states [N, H] of the N columns whose label counts, of a model with packed attention.
+
+        Computed in `dtype`, if none is given the update's.
+        """
+        chosen = self.cfg.policy
+        layout = layout_of(
+            batch.input_ids,
+            batch.cu_seqlens,
+            share=chosen.share_prefixes,
+            by_shape=self.device.type == "cpu" or chosen.attention == "sdpa",
+        )
+        keep = offloaded(model) if chosen.offload_activations and torch.is_grad_enabled() else nullcontext()
+        with self._autocast(dtype or self.update_dtype), keep:
+            hidden = last_hidden(
+                model,
+                layout,
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                attention=chosen.attention,
+            )
         return hidden[layout.places[batch.loss_mask].to(self.device)]
 
     def _head(
@@ -277,9 +322,8 @@ class Policy:
             entropy=entropy,
         )
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        enabled = self.cfg.policy.dtype == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+    def _autocast(self, dtype: str) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
 
     def save_model(self, folder: Path) -> None:
         """Weights, config and tokenizer as a Hugging Face folder; of an adapted model the adapter alone."""
@@ -347,4 +391,9 @@ def find_device(cfg: Config) -> torch.device:
     wanted, there = cfg.policy.device, torch.cuda.is_available()
     if wanted == "cuda" and not there:
         raise ConfigError("policy.device = 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
+    if cfg.policy.offload_activations and (wanted == "cpu" or not there):
+        raise ConfigError(
+            "policy.offload_activations = true moves a GPU's activations to the host, and the trainer "
+            "computes on the CPU here; remove it"
+        )
     return torch.device("cuda" if there and wanted != "cpu" else "cpu")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from verigrad.engine.pack import first_fit
 from verigrad.engine.prompts import Prompter
 from verigrad.engine.reward_card import Card
 from verigrad.engine.rows import BadRow
@@ -112,26 +113,14 @@ def pieces(steps: Sequence[str], separator: str) -> list[str]:
 def lay_out(groups: Sequence[Sequence[Text]], *, max_tokens: int) -> list[TextBatch]:
     """Groups of texts as batches of at most `max_tokens` tokens, longest first; a group is never cut.
 
-    First-fit decreasing. A group longer than `max_tokens` raises BadRow.
+    A group longer than `max_tokens` raises BadRow.
     """
     sizes = [sum(len(text.token_ids) for text in group) for group in groups]
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(groups)), key=lambda i: -sizes[i]):
-        if sizes[index] > max_tokens:
-            raise BadRow(
-                f"has {sizes[index]} tokens in all its answers, more than policy.tokens_per_batch = "
-                f"{max_tokens}"
-            )
-        for i, free in enumerate(room):
-            if sizes[index] <= free:
-                bins[i].append(index)
-                room[i] -= sizes[index]
-                break
-        else:
-            bins.append([index])
-            room.append(max_tokens - sizes[index])
-    return [_batch(groups, members) for members in bins]
+    if sizes and max(sizes) > max_tokens:
+        raise BadRow(
+            f"has {max(sizes)} tokens in all its answers, more than policy.tokens_per_batch = {max_tokens}"
+        )
+    return [_batch(groups, members) for members in first_fit(sizes, max_tokens, what="a row's answers")]
 
 
 def _batch(groups: Sequence[Sequence[Text]], members: Sequence[int]) -> TextBatch:

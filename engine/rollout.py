@@ -1,6 +1,7 @@
 """Problems to groups of rollouts, each yielded as soon as its last sample ends."""
 
 import hashlib
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class TokenOutput:
     token_ids: Sequence[int]  # [L] as emitted, the end-of-sequence token included
     logprobs: Sequence[float]  # [L] of the tempered, untruncated distribution sampled from
     finish_reason: FinishReason
+    versions: Sequence[int] = ()  # [L] Engine.version when each was sampled; empty: the one there is now
 
 
 class Codec(Protocol):
@@ -77,12 +79,19 @@ class Stream(Protocol):
 
 
 class Engine(Protocol):
-    """Tokens in, tokens out. `rollout_vllm.py` and `rollout_transformers.py` are the two there are."""
+    """Tokens in, tokens out: `rollout_vllm.py`, `rollout_transformers.py`, or one of them elsewhere.
 
-    def stream(self) -> AbstractContextManager[Stream]:
-        """Open a stream; when it is left, what is unfinished is dropped. One at a time, and no `generate`.
+    That is `engine_process.py`, which has one of the two in a process of its own.
+    """
 
-        Temperature and stop strings are the same for all that is added to one stream.
+    version: int  # of the weights, set by their owner after loading them; sampled tokens are tagged with it
+
+    def stream(self, *, lasting: bool = False) -> AbstractContextManager[Stream]:
+        """Open a stream; when it is left, what is unfinished is dropped.
+
+        Temperature and stop strings are the same for all that is added to one stream. One at a time; but
+        beside a `lasting` one others may be opened, and served first, and weights may be loaded between two
+        of its steps: what it has begun goes on under the new ones, with activations computed anew.
         """
         ...
 
@@ -94,7 +103,10 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace all weights in place and forget every cached activation; refused while sampling."""
+        """Replace all weights in place and forget every cached activation.
+
+        Refused while sampling, but for lasting streams.
+        """
         ...
 
     def load_adapter(self, folder: Path) -> None:
@@ -121,7 +133,18 @@ class Sampler:
     """Groups of rollouts from an engine, tagged with the version of the weights that made them."""
 
     def __init__(self, engine: Engine, codec: Codec) -> None:
-        self.engine, self.codec, self.policy_version = engine, codec, -1
+        self.engine, self.codec = engine, codec
+        self.codec_lock = threading.Lock()  # tokenizers are not made for several threads
+        self.policy_version = -1
+
+    @property
+    def policy_version(self) -> int:
+        """Of the weights that the engine was last given."""
+        return self._policy_version
+
+    @policy_version.setter
+    def policy_version(self, version: int) -> None:
+        self._policy_version = self.engine.version = version
 
     def sample(
         self,
@@ -150,31 +173,41 @@ class Sampler:
         own index, so it does not depend on when or with what else it was sampled.
         """
         keys: Sequence[object] = range(len(problems)) if names is None else names
-        prompts = [self.codec.token_ids(problem) for problem in problems]
         requests = [
-            TokenRequest(prompt, derive_seed(*seed, key, index))
-            for key, prompt in zip(keys, prompts, strict=True)
-            for index in range(group_size)
+            request
+            for key, problem in zip(keys, problems, strict=True)
+            for request in self.requests(problem, group_size=group_size, seed=(*seed, key))
         ]
         waiting: dict[int, dict[int, Rollout]] = {position: {} for position in range(len(problems))}
         for output in self.engine.generate(requests, params):
             position, index = divmod(output.index, group_size)
             group = waiting[position]
-            group[index] = self._rollout(requests[output.index], output)
+            group[index] = self.rollout(requests[output.index], output)
             if len(group) == group_size:
                 done = waiting.pop(position)
                 yield position, RolloutGroup(problems[position], [done[i] for i in range(group_size)])
         if waiting:
             raise SamplerError(f"the engine stopped with {len(waiting)} of {len(problems)} groups unfinished")
 
-    def _rollout(self, request: TokenRequest, output: TokenOutput) -> Rollout:
+    def requests(
+        self, problem: Problem, *, group_size: int, seed: tuple[object, ...]
+    ) -> list[TokenRequest]:  # [G]
+        """What to ask the engine for a group; each sample's seed is a hash of `seed` and its index."""
+        with self.codec_lock:
+            prompt = self.codec.token_ids(problem)
+        return [TokenRequest(prompt, derive_seed(*seed, index)) for index in range(group_size)]
+
+    def rollout(self, request: TokenRequest, output: TokenOutput) -> Rollout:
+        """One sample as what training reads."""
         num_prompt, num_sampled = len(request.prompt_ids), len(output.token_ids)
+        with self.codec_lock:
+            text = self.codec.text_of(output.token_ids)
         return Rollout(
             token_ids=[*request.prompt_ids, *output.token_ids],
             loss_mask=[False] * num_prompt + [True] * num_sampled,
             logprobs=[0.0] * num_prompt + list(output.logprobs),
-            policy_versions=[-1] * num_prompt + [self.policy_version] * num_sampled,
-            text=self.codec.text_of(output.token_ids),
+            policy_versions=[-1] * num_prompt + list(output.versions or [self.policy_version] * num_sampled),
+            text=text,
             finish_reason=output.finish_reason,
             seed=request.seed,
         )

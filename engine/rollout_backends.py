@@ -14,8 +14,18 @@ from verigrad.sandboxes.base import SandboxError
 from verigrad.sandboxes.pool import SandboxPool
 
 
-def build_engine(cfg: Config, model_folder: str, *, eos_ids: Sequence[int], seed: int) -> Engine:
-    """The engine the recipe asks for, started on the weights in `model_folder`."""
+def build_engine(
+    cfg: Config, model_folder: str, *, eos_ids: Sequence[int], seed: int, training: bool = False
+) -> Engine:
+    """The engine the recipe asks for, started on the weights in `model_folder`.
+
+    `training`: it may sample while another part of the program trains, in a process of its own.
+    """
+    if training and cfg.rollout.max_staleness:
+        from verigrad.engine.engine_process import EngineProcess, is_wanted
+
+        if is_wanted(cfg):
+            return EngineProcess(cfg, model_folder, eos_ids=eos_ids, seed=seed)
     backend = cfg.rollout.backend
     if backend == "auto":
         backend = "vllm" if vllm_installed() else "transformers"

@@ -31,6 +31,7 @@ class TransformersEngine:
         self.adapted = False
         self.eos_ids = frozenset(eos_ids)
         self.max_seqs = cfg.rollout.max_seqs
+        self.version = -1
         self.tokenizer = (
             AutoTokenizer.from_pretrained(model_folder, trust_remote_code=cfg.policy.trust_remote_code)
             if cfg.rollout.stop or cfg.agent.tools
@@ -44,8 +45,8 @@ class TransformersEngine:
             yield from self.decode(part)
 
     @contextmanager
-    def stream(self) -> Iterator["TransformersStream"]:
-        """See Engine.stream."""
+    def stream(self, *, lasting: bool = False) -> Iterator["TransformersStream"]:
+        """See Engine.stream. A batch is decoded to its end within a step, so it is all of one version."""
         yield TransformersStream(self)
 
     @torch.no_grad()
@@ -74,7 +75,8 @@ class TransformersEngine:
                 reason = self._ended(tokens[row], params[row])
                 if reason is not None:
                     ended.add(row)
-                    yield TokenOutput(wanted[row][0], tokens[row], logprobs[row], reason)
+                    versions = [self.version] * len(tokens[row])
+                    yield TokenOutput(wanted[row][0], tokens[row], logprobs[row], reason, versions)
             alive = [place for place, row in enumerate(rows) if row not in ended]
             if not alive:
                 return

@@ -18,7 +18,7 @@ from typing import Any
 import filelock
 import torch
 
-from verigrad.engine import checkpoint, rollout_file, tripped
+from verigrad.engine import checkpoint, rollout_file, trace_file, tripped
 from verigrad.engine.config import Config, ConfigError, differences, load, to_toml
 from verigrad.engine.failures import WorkError
 from verigrad.engine.schema import Evaluation, ScoredGroup, VerifiedGroup
@@ -176,7 +176,8 @@ class Run:
         """Add the block's wall time to seconds/NAME of the current step."""
         start = time.perf_counter()
         try:
-            yield
+            with trace_file.span(name):
+                yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 

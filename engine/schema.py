@@ -227,8 +227,8 @@ class Evaluation:
     groups: Sequence[VerifiedGroup] = field(repr=False)
 
 
-def staleness(groups: Sequence[VerifiedGroup], *, now: int) -> float:
-    """Mean over sampled tokens of how many versions the weights have moved on since they were sampled."""
+def staleness(groups: Sequence[VerifiedGroup], *, now: int) -> Metrics:
+    """How many versions the weights have moved on since tokens were sampled: their mean, and the most."""
     ages = [
         now - version
         for group in groups
@@ -236,4 +236,5 @@ def staleness(groups: Sequence[VerifiedGroup], *, now: int) -> float:
         for version, sampled in zip(rollout.policy_versions, rollout.loss_mask, strict=True)
         if sampled
     ]
-    return sum(ages) / len(ages) if ages else 0.0
+    mean = sum(ages) / len(ages) if ages else 0.0
+    return {"staleness_mean": mean, "staleness_max": float(max(ages, default=0))}

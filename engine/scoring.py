@@ -1,6 +1,8 @@
 """Groups of rollouts to verdicts, judged by worker processes while others are still being sampled."""
 
 import json
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
@@ -8,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from verigrad.engine import sandboxing
+from verigrad.engine import sandboxing, trace_file
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.sandboxing import NoSandbox
 from verigrad.engine.schema import Metrics, RolloutGroup, VerifiedGroup
@@ -27,6 +29,46 @@ class Pending:
     position: int
     group: RolloutGroup
     verdicts: "Future[list[Verdict]]"
+
+
+class Judging:
+    """The time in which a verifier had something to judge, and how much of it somebody waited for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_open = 0  # groups handed in and not judged
+        self._since = 0.0  # when the first of them was
+        self._busy_s, self._waited_s = 0.0, 0.0
+
+    def begin(self, verdicts: "Future[list[Verdict]]") -> None:
+        """A group was handed in."""
+        with self._lock:
+            if self._num_open == 0:
+                self._since = time.perf_counter()
+            self._num_open += 1
+        verdicts.add_done_callback(self._end)
+
+    def _end(self, verdicts: "Future[list[Verdict]]") -> None:
+        with self._lock:
+            self._num_open -= 1
+            if self._num_open == 0:
+                self._busy_s += time.perf_counter() - self._since
+
+    @contextmanager
+    def waited_for(self) -> Iterator[None]:
+        """Nothing else is done within than to wait for verdicts."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waited_s += time.perf_counter() - start
+
+    def take(self) -> float:
+        """Share of the time since this was last asked that nobody waited for; 1 where nothing was judged."""
+        with self._lock:
+            busy, waited = self._busy_s, self._waited_s
+            self._busy_s, self._waited_s = 0.0, 0.0
+        return 1.0 - min(busy, waited) / busy if busy > 0 else 1.0
 
 
 class Scorer:
@@ -53,6 +95,8 @@ class Scorer:
             raise NoSandbox(f"{setting} = {name!r} runs what it judges in a sandbox, and {error}") from error
         except ValueError as error:  # no such verifier, or not with these options
             raise ConfigError(f"{setting}: {error}") from error
+        self.pool.on_check = trace_file.watcher(name)
+        self.judging = Judging()
         self.identity = identity(name, options, version=self.pool.verifier.policy.version)
 
     @property
@@ -76,15 +120,18 @@ class Scorer:
                 verdicts = self.pool.submit(group.problem, attempts)
             except ValueError as error:  # the row lacks what the verifier asks for
                 raise ConfigError(f"{self.setting} = {self.name!r} does not fit the data: {error}") from error
+            self.judging.begin(verdicts)
             pending.append(Pending(position, group, verdicts))
         return pending
 
     def wait(self, pending: Sequence[Pending]) -> list[VerifiedGroup]:
         """All verdicts, in order of position: which group was sampled or judged first leaves no trace."""
         ordered = sorted(pending, key=lambda item: item.position)
-        return [
-            VerifiedGroup(item.group.problem, item.group.rollouts, _with_settled(item)) for item in ordered
-        ]
+        with self.judging.waited_for():
+            return [
+                VerifiedGroup(item.group.problem, item.group.rollouts, _with_settled(item))
+                for item in ordered
+            ]
 
     def too_undecided(self, groups: Sequence[VerifiedGroup]) -> bool:
         """Whether more than `verifier.max_undecided_frac` of the verdicts are undecided."""
@@ -110,10 +157,12 @@ class Scorer:
     def step_health(self, groups: Sequence[VerifiedGroup], *, note: Callable[[str], None]) -> Metrics:
         """verify/... since this was last asked; counts the step's undecided verdicts towards a pause."""
         self.watch.observe([verdict for group in groups for verdict in group.verdicts])
-        return self.watch.metrics(self.pool.take_stats(), note=note)
+        hidden = {"verify/hidden_frac": self.judging.take()}
+        return hidden | self.watch.metrics(self.pool.take_stats(), note=note)
 
     def take_health(self) -> Metrics:
         """verify/... since this was last asked, and nothing else."""
+        self.judging.take()
         return as_metrics(self.pool.take_stats())
 
     def __enter__(self) -> "Scorer":

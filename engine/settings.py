@@ -246,6 +246,11 @@ class RolloutConfig(Section):
     """vLLM on a GPU: give the engine's memory to the trainer between rollouts."""
     enforce_eager: bool = False
     """vLLM on a GPU: do not capture CUDA graphs (a CPU engine is always eager)."""
+    max_staleness: int = Field(default=0, ge=0)
+    """Rollout batches by which the weights that begin a group may be behind those that train on it. Above 0,
+    sampling and training overlap: see docs/async.md."""
+    engine_process: bool | None = None
+    """Asynchronous: sample in a process of its own; empty does where there is more than one core, or GPU."""
 
 
 class DynamicSamplingConfig(Section):
@@ -420,7 +425,8 @@ class AlgorithmConfig(Section):
     top_entropy_frac: float | None = Field(default=None, gt=0, le=1)
     """Train only this share of the step's tokens, those of highest entropy; empty trains all."""
     correction: Literal["icepop", "tis", "sequence_tis", "sequence_mask", "geometric_mask", "none"] = "icepop"
-    """Importance weight trainer / sampler, of each token or the whole rollout: truncated, masked, or none."""
+    """Importance weight trainer / sampler, of each token or the whole rollout: truncated, masked, or none.
+    Left out with rollout.max_staleness > 0 it is tis."""
     correction_low: float | None = Field(default=None, ge=0)
     """Lower bound; empty is 0.5 for icepop and 0.999 for geometric_mask."""
     correction_high: float | None = Field(default=None, gt=0)
@@ -470,10 +476,19 @@ class PolicyConfig(Section):
     """Keyword arguments for a maker."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of trainer and sampler; the trained weights themselves are kept in float32."""
+    update_dtype: Literal["same", "float32", "bfloat16"] = "same"
+    """Compute type of the update alone, where it is another than the sampler's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the trainer computes."""
+    attention: Literal["auto", "sdpa", "flex", "varlen"] = "auto"
+    """How attention over packed sequences is computed; auto is sdpa on a CPU, and on a GPU flex where
+    beginnings are shared and varlen where none are. See docs/packing.md."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    offload_activations: bool = False
+    """Keep what the backward pass needs of a GPU's activations in the host's pinned memory."""
+    skip_zero_advantage: bool = True
+    """No backward pass of rollouts of advantage 0, where their gradient is exactly 0."""
     tokens_per_batch: int = Field(default=8192, ge=1)
     """Token budget of one packed forward and backward pass; what is computed once counts once."""
     share_prefixes: bool = True
@@ -518,14 +533,17 @@ class OptimConfig(Section):
 
 
 class SyncConfig(Section):
-    """engine/sync.py."""
+    """engine/sync.py and engine/weight_sharing.py; see docs/weights.md."""
 
+    route: Literal["auto", "shared", "copy", "reload"] = "auto"
+    """How weights reach a vLLM engine in this process: one memory for both (shared), written in place (copy),
+    or vLLM's own loader (reload); auto takes the cheapest that the model and the machine allow."""
     max_canary_gap: float | None = Field(default=None, gt=0)
     """Largest |log-probability| gap allowed between trainer and sampler after a weight sync; empty is
     1e-3 for float32 and 0.25 for bfloat16."""
     max_mismatch_kl: float | None = Field(default=None, gt=0)
     """Largest mismatch_kl of a step, sampler against trainer, before the run stops; empty is 1e-3 for float32
-    and 0.05 for bfloat16."""
+    and 0.05 for bfloat16, or 0.5 with rollout.max_staleness > 0, whose rollouts are of older weights."""
 
 
 class EvalConfig(Section):
@@ -809,3 +827,6 @@ SYNC_LIMITS = {
     "bfloat16": {"max_canary_gap": 0.25, "max_mismatch_kl": 0.05},
 }
 """Gaps between trainer and sampler that the number type alone explains, with room."""
+
+STALE_LIMITS = {"max_mismatch_kl": 0.5}
+"""The same where the sampler is behind on purpose: far more than a step of training moves a policy."""

@@ -16,7 +16,7 @@ from verigrad.engine.assembly import Loop, open_loop, state_of
 from verigrad.engine.config import Config
 from verigrad.engine.evaluation import evaluate, require_column
 from verigrad.engine.interrupt import Interrupt
-from verigrad.engine.pack import pack
+from verigrad.engine.pack import pack, pack_stats
 from verigrad.engine.policy import Update, combine
 from verigrad.engine.rollout import SamplingParams
 from verigrad.engine.run import Run, RunError
@@ -79,7 +79,7 @@ def train(cfg: Config, screen: Screen) -> int:
 
 def train_step(loop: Loop, run: Run, cfg: Config, step: int) -> Metrics:
     """One step, and what was measured. Its rollouts are on disk before anything is done with them."""
-    groups, kept = collect(loop, run, cfg, step)
+    groups, kept, waited = collect(loop, run, cfg, step)
     trained_on = [groups[position] for position in kept]
     greedy = greedy_groups(loop, run, trained_on, cfg, step) if loop.algorithm.greedy else []
     scored = advantage.score(
@@ -93,7 +93,7 @@ def train_step(loop: Loop, run: Run, cfg: Config, step: int) -> Metrics:
     loop.monitor.look(step, groups)
     metrics = dynamic_sampling.group_stats(groups, trained_on)
     metrics |= loop.scorer.step_health(groups, note=run.note)
-    metrics["staleness_mean"] = staleness(trained_on, now=loop.policy_version)
+    metrics |= {**staleness(trained_on, now=loop.policy_version), **waited}
     metrics |= {f"curriculum/{name}": value for name, value in loop.problems.metrics().items()}
     with run.timed("train"):
         loop.sampler.engine.release()
@@ -110,13 +110,18 @@ def train_step(loop: Loop, run: Run, cfg: Config, step: int) -> Metrics:
     return metrics | {"policy_version": float(loop.policy_version), "keep_rate": float(loop.keep_rate)}
 
 
-def collect(loop: Loop, run: Run, cfg: Config, step: int) -> tuple[list[VerifiedGroup], list[int]]:
+def collect(loop: Loop, run: Run, cfg: Config, step: int) -> tuple[list[VerifiedGroup], list[int], Metrics]:
     """Sample and judge until `groups_per_step` groups are worth training on, or the budget is spent.
 
     Dropped groups are replaced by other problems (DAPO's dynamic sampling). A round's groups are all waited
     for and taken in the order their problems were drawn: taking the first to finish would favour short
-    answers. Returns every group, and the positions of the kept.
+    answers. Returns every group, the positions of the kept, and where sampling runs ahead of training (see
+    flow.py) its metrics.
     """
+    if loop.flow is not None:
+        groups, kept, waited = loop.flow.take(run.timed)
+        loop.keep_rate = loop.keep_rate.update(len(kept), len(groups))
+        return groups, kept, waited
     wanted = cfg.rollout.groups_per_step
     refills = cfg.dynamic_sampling.enabled
     cap = (
@@ -125,8 +130,7 @@ def collect(loop: Loop, run: Run, cfg: Config, step: int) -> tuple[list[Verified
         else wanted
     )
     params = SamplingParams(cfg.rollout.temperature, cfg.rollout.max_tokens, tuple(cfg.rollout.stop))
-    groups: list[VerifiedGroup] = []
-    kept: list[int] = []
+    groups, kept = [], []
     while len(kept) < wanted and len(groups) < cap:
         missing = wanted - len(kept)
         num = dynamic_sampling.num_to_sample(missing, keep_rate=loop.keep_rate, sampled=len(groups), cap=cap)
@@ -144,7 +148,7 @@ def collect(loop: Loop, run: Run, cfg: Config, step: int) -> tuple[list[Verified
         kept += keep
         if loop.scorer.too_undecided(groups):
             break  # the verifier is broken; more samples would not mend it
-    return groups, kept[:wanted]
+    return groups, kept[:wanted], {}
 
 
 def greedy_groups(
@@ -178,6 +182,7 @@ def update(loop: Loop, scored: list[ScoredGroup], cfg: Config, step: int) -> Met
             together=algorithm.together,
             share_prefixes=cfg.policy.share_prefixes,
             first_group=start,
+            apart=loop.policy.skips(loop.coefs),
         )
         for start, end in pairwise(cuts)
     ]
@@ -210,7 +215,8 @@ def update(loop: Loop, scored: list[ScoredGroup], cfg: Config, step: int) -> Met
     skipped = sum(not done.finite for done in [*updates, *learned])
     loop.nonfinite_in_row = loop.nonfinite_in_row + 1 if skipped else 0
     coefs = {"kl_coef": loop.coefs.kl, "entropy_coef": loop.coefs.entropy}
-    return {**combine(updates), **seen, **selected, **coefs, "skipped_updates": float(skipped)}
+    packed = pack_stats(minibatches, cfg.policy)
+    return {**combine(updates), **seen, **selected, **packed, **coefs, "skipped_updates": float(skipped)}
 
 
 def tell(run: Run, screen: Screen) -> None:

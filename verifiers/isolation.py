@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
@@ -80,6 +80,7 @@ class VerifierPool:
         self._cache = VerdictCache(self.verifier, options or {}, seed=seed) if remembers else None
         self._followers: dict[bytes, list[Check]] = {}  # equal to one that is being judged
         self._inline = policy.runs == "inline"
+        self.on_check: Callable[[int, float, float, str], None] | None = None  # slot, start, end, sample
         self._workers: dict[int, WorkerProcess] = {}
         self._failed_starts = 0  # in a row
         self._unproven: set[int] = set()  # slots whose worker was killed or died, before a known case passed
@@ -213,6 +214,7 @@ class VerifierPool:
             with contextlib.suppress(Exception):  # the first check tries again, and says what went wrong
                 self._start(slot)
         while (check := self._queue.get()) is not None and not self._closed:
+            started = time.perf_counter()
             try:
                 verdicts = self._inline_verdicts(check) if self._inline else self._verdicts(slot, check)
             except BaseException:  # ours, and still no reason to leave the caller waiting forever
@@ -220,6 +222,8 @@ class VerifierPool:
                 verdicts = [Verdict.undecided("the verifier pool itself failed; see the log")] * len(
                     check.indices
                 )
+            if self.on_check is not None:
+                self.on_check(slot, started, time.perf_counter(), check.sample)
             self._settle(check, verdicts)
         self._stop(slot)
         if check is not None:

@@ -16,6 +16,7 @@ CLOCKED = (
     "queue_max",
     "restarts",
     "cache_hit_frac",
+    "hidden_frac",
 )  # differ between two runs
 MAX_LATENCIES = 10_000
 

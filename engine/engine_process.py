@@ -1,0 +1,292 @@
+"""What an engine is asked for -> a process of its own that samples while this one trains, and its answers.
+
+    trainer   open, add, load, version  ->   engine_process_child.py: one engine, stepped while it is busy
+              <-   finished samples          weights lie in a block of memory that both see
+
+Both sides divide the machine's cores; with several GPUs the child takes the last one. It is started with a
+clean environment, and ends when this process ends, however that comes.
+"""
+
+import contextlib
+import os
+import queue
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verigrad.engine.config import Config, ConfigError
+from verigrad.engine.engine_process_weights import SharedWeights, new_file
+from verigrad.engine.rollout import SamplerError, SamplingParams, TokenOutput, TokenRequest
+
+WAIT_S = 0.05  # longest step of a stream
+STOP_S = 5.0  # from being asked to stop to being killed
+SHOWN = 5  # last lines of a dead process that are told
+
+Wanted = tuple[int, TokenRequest, SamplingParams]
+
+
+def is_wanted(cfg: Config) -> bool:
+    """Whether the recipe, or this machine where the recipe is silent, has the sampler in its own process."""
+    if not cfg.rollout.max_staleness:
+        return False
+    if cfg.rollout.engine_process is not None:
+        return cfg.rollout.engine_process
+    return (torch.cuda.device_count() if _on_gpu(cfg) else num_cores()) > 1
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _on_gpu(cfg: Config) -> bool:
+    return torch.cuda.is_available() and cfg.policy.device != "cpu"
+
+
+def environment(cfg: Config, *, threads: int) -> dict[str, str]:
+    """The child's: this one's, with its share of cores or its GPU, and the same paths for imports."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    if not _on_gpu(cfg):
+        return env | {"OMP_NUM_THREADS": str(threads)}
+    if torch.cuda.device_count() > 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        last = visible.split(",")[-1].strip() or str(torch.cuda.device_count() - 1)
+        env["CUDA_VISIBLE_DEVICES"] = last
+    return env
+
+
+class EngineProcess:
+    """See rollout.Engine. Safe to use from several threads; an engine that died is one SamplerError."""
+
+    def __init__(self, cfg: Config, model_folder: str, *, eos_ids: Sequence[int], seed: int) -> None:
+        threads = max(1, num_cores() // 2)
+        self._file = new_file()
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the child
+        ours, theirs = socket.socketpair()
+        with theirs:
+            handles = theirs.fileno(), self._file.fileno()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "verigrad.engine.engine_process_child", *map(str, handles)],
+                env=environment(cfg, threads=threads),
+                stdin=subprocess.DEVNULL,
+                stdout=self._printed,
+                stderr=self._printed,
+                pass_fds=handles,
+                start_new_session=True,  # Ctrl-C is the trainer's, which ends the child when it is done
+            )
+        self._connection = Connection(ours.detach())
+        if not _on_gpu(cfg):
+            torch.set_num_threads(min(torch.get_num_threads(), threads))
+        self._sending, self._asking = threading.Lock(), threading.Lock()
+        self._answers: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self._streams: dict[int, RemoteStream] = {}
+        self._num_streams = 0
+        self._shared: SharedWeights | None = None
+        self._version, self._untold = -1, False  # untold: there are weights that have no version yet
+        self.busy_s = 0.0  # the child has spent decoding, as far as it has told
+        self.closed = False
+        self.death: str | None = None  # why there will be no more answers
+        self.in_batches = self._start((cfg, model_folder, list(eos_ids), seed))
+        self._reader = threading.Thread(target=self._read, name="engine-process", daemon=True)
+        self._reader.start()
+
+    def _start(self, order: tuple[Any, ...]) -> bool:
+        try:
+            self._connection.send(order)
+            kind, value = self._connection.recv()
+        except (EOFError, OSError):
+            self._mourn()
+            raise SamplerError(self.death) from None
+        except BaseException:
+            self.process.kill()
+            raise
+        if kind == "wrong":
+            self.process.wait()
+            raise ConfigError(value)
+        return bool(value)
+
+    # -- the connection ------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """Hand what the child says to whom it is for, until it says no more."""
+        while True:
+            try:
+                kind, *said = self._connection.recv()
+            except (EOFError, OSError, TypeError):  # TypeError: closed while waiting
+                self._mourn()
+                self._answers.put(("dead",))
+                return
+            if kind == "outputs":
+                number, outputs, self.busy_s = said
+                if outputs and number in self._streams:
+                    self._streams[number].arrived.put(outputs)
+            elif kind == "closed":
+                self._streams.pop(said[0], None)
+            elif kind == "failed":
+                self.death = f"the sampler's process failed: {said[0]}"
+            else:
+                self._answers.put((kind, *said))
+
+    def _mourn(self) -> None:
+        """Say why the child ended, once."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=STOP_S)
+        if self.death is None:
+            status = self.process.returncode
+            how = (
+                f"was killed by signal {-status}" if status and status < 0 else f"ended with status {status}"
+            )
+            lines = self._last_lines()
+            said = f"; its last words: {lines}" if lines else ""
+            self.death = f"the sampler's process {how}{said}"
+        self.death += ". Run the same command again: it goes on from the last checkpoint"
+
+    def _last_lines(self) -> str:
+        self._printed.seek(0)
+        lines = self._printed.read().decode(errors="replace").strip().splitlines()
+        return " | ".join(line.strip() for line in lines[-SHOWN:])
+
+    def send(self, *message: Any) -> None:
+        """Tell the child; SamplerError where it is no more."""
+        if self.closed:
+            raise SamplerError("the sampler's process was closed")
+        try:
+            with self._sending:
+                self._connection.send(message)
+        except OSError:
+            self.require_alive(after=STOP_S)
+
+    def require_alive(self, *, after: float = 0.0) -> None:
+        """Raise SamplerError if the child has died; with `after`, it has, and why is known within that."""
+        ends = time.monotonic() + after
+        while after and self.death is None and time.monotonic() < ends:
+            time.sleep(0.01)
+        if self.death is not None or after:
+            raise SamplerError(self.death or "the sampler's process does not answer")
+
+    def ask(self, *message: Any, then: Any = None) -> None:
+        """Tell the child and wait until it has done it; SamplerError with its reason when it refuses."""
+        with self._asking:
+            self.send(*message)
+            kind, *said = self._answers.get()
+        if kind == "dead":
+            self._answers.put(("dead",))  # for the next who asks
+            self.require_alive(after=STOP_S)
+        if kind == "refused":
+            raise SamplerError(said[0])
+
+    # -- an engine -----------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """See Engine.version."""
+        return self._version
+
+    @version.setter
+    def version(self, version: int) -> None:
+        self._version, self._untold = version, False
+        self.send("version", version)
+
+    @contextmanager
+    def stream(self, *, lasting: bool = False) -> Iterator["RemoteStream"]:
+        """See Engine.stream."""
+        if self._untold:
+            self.version = self._version
+        with self._sending:
+            self._num_streams += 1
+            stream = self._streams[self._num_streams] = RemoteStream(self, self._num_streams)
+        self.ask("open", stream.number, lasting)
+        try:
+            yield stream
+        finally:
+            if self.death is None and not self.closed:
+                self.send("close", stream.number)
+
+    def generate(self, requests: Sequence[TokenRequest], params: SamplingParams) -> Iterator[TokenOutput]:
+        """See Engine.generate."""
+        with self.stream() as stream:
+            stream.add_all([(index, request, params) for index, request in enumerate(requests)])
+            while stream.busy:
+                yield from stream.step()
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """See Engine.load_weights. Returns when they are loaded; they are used when they have a version."""
+        if self._shared is None:
+            self._shared = SharedWeights.of(self._file.fileno(), weights)
+            self.ask("load", self._shared.places, self._shared.size)
+        else:
+            self._shared.write(weights)
+            self.ask("load", None, 0)
+        self._untold = True
+
+    def load_adapter(self, folder: Path) -> None:
+        """Not for this engine: what it has begun would go on with the old adapter."""
+        raise SamplerError(f"{folder}: adapters alone cannot be given to an engine in its own process")
+
+    def release(self) -> None:
+        """See Engine.release. The child's memory is its own."""
+
+    def reclaim(self) -> None:
+        """See Engine.reclaim."""
+
+    def close(self) -> None:
+        """See Engine.close."""
+        if not self.closed:
+            with contextlib.suppress(SamplerError):
+                self.send("stop")
+            self.closed = True
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=STOP_S)
+            self.process.kill()
+            self.process.wait()
+            self._reader.join(timeout=STOP_S)
+            self._connection.close()
+
+
+class RemoteStream:
+    """See Stream: one that the child decodes whether it is looked at or not."""
+
+    def __init__(self, engine: EngineProcess, number: int) -> None:
+        self.engine, self.number = engine, number
+        self.in_batches = engine.in_batches
+        self.arrived: queue.SimpleQueue[list[TokenOutput]] = queue.SimpleQueue()
+        self._num_open, self._counting = 0, threading.Lock()
+
+    @property
+    def busy(self) -> bool:
+        """See Stream."""
+        return self._num_open > 0
+
+    def add(self, index: int, request: TokenRequest, params: SamplingParams) -> None:
+        """See Stream."""
+        self.add_all([(index, request, params)])
+
+    def add_all(self, wanted: Sequence[Wanted]) -> None:
+        """Several at once."""
+        with self._counting:
+            self._num_open += len(wanted)
+        self.engine.send("add", self.number, list(wanted))
+
+    def step(self) -> list[TokenOutput]:
+        """See Stream: what has arrived since, waiting a moment for the first."""
+        outputs: list[TokenOutput] = []
+        with contextlib.suppress(queue.Empty):
+            outputs += self.arrived.get(timeout=WAIT_S)
+            while True:
+                outputs += self.arrived.get_nowait()
+        if not outputs:
+            self.engine.require_alive()
+        with self._counting:
+            self._num_open -= len(outputs)
+        return outputs

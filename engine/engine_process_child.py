@@ -1,0 +1,149 @@
+"""Messages of a trainer -> samples, from an engine in this process: the other end of engine_process.py.
+
+    python -m verigrad.engine.engine_process_child CONNECTION WEIGHTS     (two file descriptors)
+
+What the trainer asks for is read between two steps of decoding. What is finished goes out through a thread,
+so that decoding never waits for a trainer that is busy. When the trainer is gone this process ends.
+"""
+
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from typing import Any
+
+from verigrad.engine.machine import prepare_process
+
+TELL_EVERY_S = 0.05  # how often the time spent decoding is told
+
+
+class Host:
+    """An engine, the streams open on it, and the two directions of the connection."""
+
+    def __init__(self, engine: Any, connection: Any, weights: int) -> None:
+        self.engine, self.handle = engine, weights
+        self.inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self.outbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self.streams: dict[int, Any] = {}
+        self.open: dict[int, ExitStack] = {}
+        self.shared: Any = None
+        self.busy_s, self.told = 0.0, 0.0
+        threading.Thread(target=self._read, args=(connection,), daemon=True).start()
+        threading.Thread(target=self._write, args=(connection,), daemon=True).start()
+
+    def _read(self, connection: Any) -> None:
+        while True:
+            try:
+                self.inbox.put(connection.recv())
+            except (EOFError, OSError):
+                os._exit(0)  # the trainer is gone, whatever the engine is doing
+
+    def _write(self, connection: Any) -> None:
+        while True:
+            try:
+                connection.send(self.outbox.get())
+            except OSError:
+                os._exit(0)
+
+    def run(self) -> None:
+        """Serve until told to stop."""
+        while True:
+            busy = [number for number, stream in self.streams.items() if stream.busy]
+            while not (busy and self.inbox.empty()):
+                message = self.inbox.get()
+                if message[0] == "stop":
+                    return
+                self.take(message)
+                busy = [number for number, stream in self.streams.items() if stream.busy]
+            for number in busy:
+                start = time.perf_counter()
+                outputs = self.streams[number].step()
+                self.busy_s += time.perf_counter() - start
+                if outputs or self.busy_s - self.told > TELL_EVERY_S:
+                    self.told = self.busy_s
+                    self.outbox.put(("outputs", number, outputs, self.busy_s))
+
+    def take(self, message: tuple[Any, ...]) -> None:
+        """Do what one message says. What is waited for is answered; any other failure ends the process."""
+        from verigrad.engine.rollout import SamplerError
+
+        kind, *given = message
+        try:
+            getattr(self, f"on_{kind}")(*given)
+        except SamplerError as error:
+            if kind not in ("open", "load"):
+                raise
+            self.outbox.put(("refused", str(error)))
+
+    def on_open(self, number: int, lasting: bool) -> None:
+        """A stream, called by this number."""
+        stack = ExitStack()
+        self.streams[number] = stack.enter_context(self.engine.stream(lasting=lasting))
+        self.open[number] = stack
+        self.outbox.put(("done",))
+
+    def on_add(self, number: int, wanted: list[tuple[Any, ...]]) -> None:
+        """More samples for a stream."""
+        for one in wanted:
+            self.streams[number].add(*one)
+
+    def on_close(self, number: int) -> None:
+        """End a stream, and drop what it has not finished."""
+        self.open.pop(number).close()
+        del self.streams[number]
+        self.outbox.put(("closed", number))
+
+    def on_load(self, places: Any, size: int) -> None:
+        """Take the weights that are in the block; with `places` the block is a new one."""
+        from verigrad.engine.engine_process_weights import SharedWeights
+
+        if places is not None:
+            self.shared = SharedWeights(self.handle, places, size)
+        self.engine.load_weights(self.shared.read())
+        self.outbox.put(("done",))
+        # Nothing is sampled before they have a version: it would be called by that of the old ones.
+        message: tuple[Any, ...] = ("",)
+        while message[0] != "version":
+            message = self.inbox.get()
+            if message[0] == "stop":
+                self.inbox.put(message)
+                return
+            self.take(message)
+
+    def on_version(self, version: int) -> None:
+        """How the weights are called."""
+        self.engine.version = version
+
+
+def main(connection: Any, weights: int) -> None:
+    """Build the engine that the first message describes, and serve."""
+    cfg, folder, eos_ids, seed = connection.recv()
+    from verigrad.engine.config import ConfigError
+    from verigrad.engine.rollout_backends import build_engine
+
+    try:
+        engine = build_engine(cfg, folder, eos_ids=eos_ids, seed=seed)
+    except ConfigError as error:
+        connection.send(("wrong", str(error)))
+        return
+    with engine.stream() as stream:
+        in_batches = stream.in_batches
+    connection.send(("ready", in_batches))
+    host = Host(engine, connection, weights)
+    try:
+        host.run()
+    except BaseException as error:
+        traceback.print_exc()
+        host.outbox.put(("failed", f"{type(error).__name__}: {error}"))
+        time.sleep(0.5)  # for the thread that writes
+        os._exit(1)
+    os._exit(0)  # threads and the engine's own may wait for each other; there is nothing left to save
+
+
+if __name__ == "__main__":
+    prepare_process()
+    main(Connection(int(sys.argv[1])), int(sys.argv[2]))
