@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from verigrad.engine import audit_tables, config, data, environment, sandboxing, tools
 from verigrad.engine.config import ConfigError
 from verigrad.engine.episode_row import setup_of
+from verigrad.engine.eval import take_words_anywhere
 from verigrad.engine.rows import short_name
 from verigrad.engine.sandboxing import NoSandbox
 from verigrad.engine.settings import DataConfig, SandboxConfig, VerifierConfig
@@ -94,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the rows, and for verifiers that draw (default: 0)")
     add("--json", action="store_true", help="JSON on standard output")
     add("-o", "--output", metavar="FILE", help="write the JSON there as well")
+    take_words_anywhere(parser)
 
 
 def run(args: argparse.Namespace) -> int:
