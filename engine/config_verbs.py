@@ -35,7 +35,9 @@ ONLY: Mapping[tuple[str, str], frozenset[str]] = {
 """Command and section -> the few settings of it that are read."""
 
 _OF_MIXTURES = frozenset({"mix", "weight"})
-_OF_TRAINING = frozenset({"gradient_checkpointing", "tokens_per_batch", "head_chunk_tokens"})
+_OF_TRAINING = frozenset(
+    {"gradient_checkpointing", "tokens_per_batch", "share_prefixes", "head_chunk_tokens"}
+)
 NOT: Mapping[tuple[str, str], frozenset[str]] = {
     ("train", "data"): _OF_MIXTURES,
     ("sft", "train"): frozenset({"num_minibatches"}),
