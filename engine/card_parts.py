@@ -98,6 +98,10 @@ def setting_rows(recipe: Json) -> Iterator[tuple[str, str]]:
 
 def is_default(recipe: Json, section: str, key: str) -> bool:
     """Whether the setting would be the same had nobody written it: the default, or what others imply."""
+    field = config.Config.model_fields.get(section)
+    fields = getattr(getattr(field, "annotation", None), "model_fields", {})
+    if key in fields and config.without_none(as_toml(fields[key].default)) == recipe[section][key]:
+        return True
     rest = {name: value for name, value in recipe[section].items() if name != key}
     try:
         built = config.build({**recipe, section: rest}, name="config.toml", verb=config_verbs.verb_of(recipe))
@@ -105,6 +109,11 @@ def is_default(recipe: Json, section: str, key: str) -> bool:
         return False
     found = config.without_none(config_verbs.read_part(built))
     return bool(found.get(section, {}).get(key) == recipe[section][key])
+
+
+def as_toml(value: Any) -> Any:
+    """A default as a TOML file gives it back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def chosen_of_sets(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
