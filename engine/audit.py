@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,23 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from verigrad.engine import audit_tables, config, data, environment, sandboxing, tools
 from verigrad.engine.config import ConfigError
 from verigrad.engine.episode_row import setup_of
-from verigrad.engine.rows import short_name
+from verigrad.engine.eval import take_words_anywhere
+from verigrad.engine.rows import BadRow, read_rows, short_name
 from verigrad.engine.sandboxing import NoSandbox
 from verigrad.engine.settings import DataConfig, SandboxConfig, VerifierConfig
 from verigrad.engine.verify import parse_option
 from verigrad.sandboxes import conformance
 from verigrad.sandboxes.base import SandboxError, SandboxUnavailable
-from verigrad.verifiers import audit_agent, audit_learned, audit_probes
+from verigrad.verifiers import audit_agent, audit_learned, audit_probes, registry
 from verigrad.verifiers.audit import STEADY, Audited, Limits, audit
 from verigrad.verifiers.audit_cases import FAMILIES, Probe
+from verigrad.verifiers.audit_learned import readings
 from verigrad.verifiers.audit_report import Report
 from verigrad.verifiers.base import Problem
 
 NUM_ROWS = 50
+SAY_EVERY_S = 5.0
+HONEST_COLUMNS = ("chosen", "completion")
 EXAMPLE = """\
 examples:
   verigrad audit math_answer sums.jsonl
@@ -94,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the rows, and for verifiers that draw (default: 0)")
     add("--json", action="store_true", help="JSON on standard output")
     add("-o", "--output", metavar="FILE", help="write the JSON there as well")
+    take_words_anywhere(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -147,11 +153,16 @@ def _audit(args: argparse.Namespace, name: str, settings: Settings) -> Report:
         audited = _audited(name, args.option, settings, seed=args.seed)
         second = _audited(args.second, args.second_option, settings, seed=args.seed) if args.second else None
         limits = Limits(_allowed(args.allow, probes), args.max_p50_s, args.max_p99_s)
+        loaded = registry.load(name, audited.options)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if args.second_option and not args.second:
         raise ConfigError("--second-option needs --second VERIFIER")
-    problems: list[Problem] = data.sample(settings.data, seed=args.seed, num=args.limit)
+    told = Progress()
+    if loaded.policy.services:
+        told.say(f"starting what {name} asks, and attacking it: this may take minutes")
+    rows = with_honest_answers(settings.data, seed=args.seed) if readings(loaded) else settings.data
+    problems: list[Problem] = data.sample(rows, seed=args.seed, num=args.limit)
     # What it raises on rows that were broken on purpose is in the table.
     logging.getLogger("verigrad.verifiers").setLevel(logging.ERROR)
     if (of := environment.named(settings.data.path)) is not None:
@@ -165,6 +176,7 @@ def _audit(args: argparse.Namespace, name: str, settings: Settings) -> Report:
             limits=limits,
             second=second,
             family=args.family,
+            tell=told,
         )
     except SandboxUnavailable as error:
         raise NoSandbox(f"verifier {name!r} runs what it judges in a sandbox, and {error}") from error
@@ -177,6 +189,43 @@ def _audit(args: argparse.Namespace, name: str, settings: Settings) -> Report:
                 f"--only {only}: no probe of {name!r} on these rows; there are others: see docs/audit.md"
             )
     return report
+
+
+def with_honest_answers(cfg: DataConfig, *, seed: int) -> DataConfig:
+    """Rows of preferences or of written answers as problems: what is good there stands as the answer.
+
+    A learned reward is compared with an honest answer, and such rows need no column `answer`.
+    """
+    rows = read_rows(cfg.path, split=cfg.split, seed=seed, options=cfg.options)
+    try:
+        names = set(rows.row(0)) if len(rows) else set()
+    except BadRow:  # whoever reads the problems says so
+        return cfg
+    honest = next((name for name in HONEST_COLUMNS if name in names), None)
+    if (
+        honest is None
+        or "answer" in cfg.columns
+        or names & {*data.ANSWER_COLUMNS, *data.CHECK_COLUMNS, "meta"}
+    ):
+        return cfg
+    return cfg.model_copy(update={"columns": {**cfg.columns, "answer": honest}})
+
+
+class Progress:
+    """What an audit is doing, on the error output: a line every few seconds, none where it is quick."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + SAY_EVERY_S
+
+    def __call__(self, text: str) -> None:
+        """Say it, if the last line was long enough ago."""
+        if time.monotonic() >= self._next:
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        """Say it now."""
+        print(f"audit: {text}", file=sys.stderr, flush=True)
+        self._next = time.monotonic() + SAY_EVERY_S
 
 
 def _require_episodes(name: str, problems: Sequence[Problem]) -> None:

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the work failed, 2 the user's input is wrong, 130 interru
 import argparse
 import contextlib
 import difflib
+import errno
 import importlib
 import os
 import re
@@ -13,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 INTERRUPTED = 130
 STATUSES = "exit status: 0 done, 1 the work failed, 2 your input is wrong, 130 interrupted\n"
@@ -46,6 +48,16 @@ MODULES = {
     "verify": "verigrad.engine.verify",
     "verifiers": "verigrad.engine.list_verifiers",
 }
+
+REMEDIES = {
+    errno.ENOENT: "correct the path, or make its folder",
+    errno.ENOTDIR: "correct the path",
+    errno.EISDIR: "name a file",
+    errno.EACCES: "change its permissions, or name another",
+    errno.EROFS: "name another",
+    errno.ENOSPC: "free some space",
+}
+"""What can be done about an error of the system."""
 
 RECIPE_EXAMPLES = {
     "train": """examples:
@@ -110,7 +122,7 @@ def guarded(argv: Sequence[str]) -> int:
         if args.debug or ends is None:
             traceback.print_exc()
         else:
-            print(f"verigrad: {error}", file=sys.stderr)
+            print(f"verigrad: {in_words(error)}", file=sys.stderr)
         return 1 if ends is None else ends
 
 
@@ -132,9 +144,39 @@ def status_of(error: Exception) -> int | None:
     return 1 if isinstance(error, WorkError | OSError) else None
 
 
+def in_words(error: Exception) -> str:
+    """An error in one line; one of the system names its file first, and what can be done about it."""
+    if not isinstance(error, OSError) or not error.strerror or error.filename is None:
+        return str(error)
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{error.filename}: {error.strerror.lower()}" + (f"; {remedy}" if remedy else "")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the words, and of which verb."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        more = "" if "--help" in message else f"; see {self.prog} --help"
+        print(f"verigrad: {message}{more}", file=sys.stderr)
+        self.exit(2)
+
+    def refuse(self, words: Sequence[str]) -> NoReturn:
+        """Say of words that no argument took what was meant by them."""
+        options = [name for action in self._actions for name in action.option_strings]
+        said = []
+        for word in words:
+            if not word.startswith("-"):
+                said.append(f"{word}: a word too many")
+                continue
+            near = difflib.get_close_matches(word.partition("=")[0], options, n=1)
+            said.append(f"{word}: no such option" + (f", did you mean {near[0]}?" if near else ""))
+        self.error("; ".join(said))
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Only the named verb is imported, and one with a recipe not before it runs: help needs no torch."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="verigrad", description="Train reasoning models from verifiable rewards.",
         epilog=f"{RECIPE_EXAMPLES['train']}\n{STATUSES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -146,8 +188,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"what is to be done? {', '.join(VERBS)}; see verigrad --help")
     if problem := misspelt(argv, named):
         parser.error(problem)
+    parsers: dict[str, Parser] = {}
     for verb, what in VERBS.items():
-        sub = verbs.add_parser(verb, help=what, description=what[0].upper() + what[1:] + ".",
+        sub = parsers[verb] = verbs.add_parser(verb, help=what, description=what[0].upper() + what[1:] + ".",
                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if verb in RECIPE_VERBS:
@@ -159,7 +202,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         sub.epilog = f"{sub.epilog or ''}\n{STATUSES}"
     if named in RECIPE_VERBS:  # argparse takes no settings after a flag
         argv = sorted(argv, key=lambda word: word.startswith("-"))
-    return parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parsers[args.verb].refuse(unknown)
+    return args
 
 
 def misspelt(argv: Sequence[str], verb: str | None) -> str | None:
@@ -168,7 +214,7 @@ def misspelt(argv: Sequence[str], verb: str | None) -> str | None:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         return f"no verb {verb!r}; " + (f"did you mean {near[0]}?" if near else f"verbs: {', '.join(VERBS)}")
     dashed = next((word for word in argv if re.match(r"--?\w+\.\w+=", word)), None)
-    if verb in (*RECIPE_VERBS, "eval") and dashed:
+    if verb in (*RECIPE_VERBS, "audit", "eval") and dashed:
         return f"{dashed}: settings are written without --: {dashed.lstrip('-')}"
     return None
 

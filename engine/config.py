@@ -102,11 +102,11 @@ def find_recipe(recipe: str) -> Path:
     if path.is_file():
         return path
     names = sorted(p.stem for p in RECIPES.glob("*.toml"))
-    here = [str(p) for p in sorted(Path(recipe).parent.glob("*.toml"))]
-    if f"{recipe}.toml" in here:
+    if Path(f"{recipe}.toml").is_file():
         raise ConfigError(f"no recipe {recipe!r}; did you mean {recipe}.toml?")
     if Path(recipe).suffix == ".toml":
-        near = difflib.get_close_matches(str(path), here, n=1)
+        here = {p.stem: str(p) for p in sorted(path.parent.glob("*.toml"))}
+        near = [here[stem] for stem in difflib.get_close_matches(path.stem, here, n=1)]
         near = near or difflib.get_close_matches(path.stem, names, n=1, cutoff=0.8)
         hint = f"did you mean {near[0]}?" if near else "correct the path"
         raise ConfigError(f"no file {recipe} (looked from {Path.cwd()}); {hint}")

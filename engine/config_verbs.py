@@ -38,7 +38,9 @@ _OF_MIXTURES = frozenset({"mix", "weight"})
 _OF_ROLLOUTS = frozenset({"update_dtype", "skip_zero_advantage"})
 _OF_PASSES = frozenset({"attention", "offload_activations"})
 _OF_TRAINING = (
-    frozenset({"gradient_checkpointing", "tokens_per_batch", "head_chunk_tokens"}) | _OF_ROLLOUTS | _OF_PASSES
+    frozenset({"gradient_checkpointing", "tokens_per_batch", "share_prefixes", "head_chunk_tokens"})
+    | _OF_ROLLOUTS
+    | _OF_PASSES
 )
 NOT: Mapping[tuple[str, str], frozenset[str]] = {
     ("train", "data"): _OF_MIXTURES,

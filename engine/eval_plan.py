@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from verigrad.engine import checkpoint, config, makers, suite
+from verigrad.engine import checkpoint, config, makers, stage_recipe, suite
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.config_checks import (
     DATA_FILES,
@@ -136,7 +136,7 @@ def find(reference: str, *, step: int | None) -> Subject:
     if path.is_file():
         raise ConfigError(f"{reference} is a file; expected a model's folder, a run folder or a hub id")
     if not path.is_dir():
-        if reference.startswith((".", "/", "~")):
+        if reference.startswith((".", "/", "~")) or (reference.count("/") > 1 and not path.parent.is_dir()):
             raise ConfigError(f"no folder {reference} (looked from {Path.cwd()}); correct the path")
         if "/" in reference and path.parent.is_dir():
             near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
@@ -150,6 +150,7 @@ def find(reference: str, *, step: int | None) -> Subject:
     if path.parent.name == "checkpoints" and of_checkpoint is not None and (run / "config.toml").is_file():
         return of_run(run, of_checkpoint)
     if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        stage_recipe.refuse_folder(Path(reference).expanduser())
         raise ConfigError(
             f"{reference} holds neither a model (config.json) nor a run (config.toml); name one that does"
         )
@@ -158,8 +159,13 @@ def find(reference: str, *, step: int | None) -> Subject:
 
 def of_run(run: Path, step: int | None) -> Subject:
     """A checkpoint of a run, with the run's recipe."""
-    step, folder = model_of(run, step)
     recipe = config.read_tree(run / "config.toml")
+    if (verb := verb_of(recipe)) in stage_recipe.ROWS_OF:
+        raise ConfigError(
+            f"{run.name} is a run of `verigrad {verb}`, which trains no model: it leaves "
+            f"{stage_recipe.ROWS_OF[verb]}; name a run that trained one"
+        )
+    step, folder = model_of(run, step)
     return Subject(f"{run.name} step {step}", str(folder), recipe, step, run)
 
 
@@ -223,8 +229,12 @@ def settings_of(
             one.update({**given, **one})
     cfg = completed(validated(tree, args.recipe or subject.label), args)
     if not (cfg.data.evals or cfg.data.eval_path or (cfg.data.path and cfg.data.num_eval)):
-        what = "" if Path(subject.model).exists() else "no folder here, so a model by its name; "
-        raise ConfigError(f"{subject.label}: {what}nothing to evaluate on; give --data (and --verifier)")
+        is_name = not Path(subject.model).exists() and not makers.is_maker(subject.model)
+        where = f"no folder here (looked from {Path.cwd()}), so a model by its name; " * is_name
+        also = ", or correct the path" * is_name
+        raise ConfigError(
+            f"{subject.label}: {where}nothing to evaluate on; give --data (and --verifier){also}"
+        )
     if problems := [*sampling(cfg), *sampling_of_evals(cfg)]:
         raise ConfigError("; ".join(problems))
     return cfg

@@ -3,14 +3,13 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.data import ID_COLUMNS, check_prompt, digest, is_unicode, missing, path_of
-from verigrad.engine.label_settings import shipped
+from verigrad.engine.label_settings import file_of
 from verigrad.engine.rows import BadRow, read_rows
 from verigrad.verifiers import rubric_criteria
 from verigrad.verifiers.judge_prompts import GENERAL
@@ -118,12 +117,6 @@ def read_constitution(path: str) -> tuple[str, ...]:
             "paragraphs with an empty line between them"
         )
     return found
-
-
-def file_of(path: str) -> Path:
-    """The user's own file, or else one that comes with the recipes."""
-    own = Path(path).expanduser()
-    return own if own.is_file() else shipped(path)
 
 
 def read_text(path: str, setting: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from verigrad.engine.checkpoint import name_of, sync_to_disk
+from verigrad.engine.label_settings import CONSTITUTION, FEW_SHOT, RUBRIC, file_of
 from verigrad.engine.run import Run, RunError, read_jsonl
 from verigrad.verifiers.judge_base import Question, Reply
 
@@ -37,6 +38,15 @@ class LabelRun(Run):
 
     def _harmless(self, name: str) -> bool:
         return name in FREE or super()._harmless(name)
+
+    def record_environment(self, **facts: Any) -> None:
+        """environment.json, and a copy of every file that the judge goes by, as it was."""
+        super().record_environment(**facts)
+        label = self.cfg.label
+        named = {CONSTITUTION: label.constitution, RUBRIC: label.rubric, FEW_SHOT: label.few_shot}
+        for name, path in named.items():
+            if path:
+                self._write(name, file_of(path).read_text(encoding="utf-8"))
 
     @property
     def labels(self) -> Path:

@@ -11,6 +11,8 @@ OF_ENDPOINTS = (
 )  # fmt: skip
 OF_LOCAL = ("options", "max_prompt_tokens")
 OF_PAIRS = {"swap", "min_agreement"}
+CONSTITUTION, RUBRIC, FEW_SHOT = "constitution.txt", "rubric.toml", "few_shot.txt"
+"""Copies in the run folder of what the judge goes by."""
 
 
 def contradictions(c: Config) -> Iterator[str]:
@@ -42,7 +44,7 @@ def contradictions(c: Config) -> Iterator[str]:
     yield from _of_task(c)
     for name in ("constitution", "rubric", "few_shot"):
         path = getattr(label, name)
-        if path and not Path(path).expanduser().is_file() and not shipped(path).is_file():
+        if path and not file_of(path).is_file():
             yield f"label.{name} = {path!r}: no such file (looked from {Path.cwd()}); correct the path"
 
 
@@ -66,6 +68,12 @@ def _of_task(c: Config) -> Iterator[str]:
         type(label).model_fields["num_samples"].default,
     ):
         yield "label.num_samples has no effect with label.task = 'revise', which samples 1; remove it"
+
+
+def file_of(path: str) -> Path:
+    """The user's own file, or else one that comes with the recipes."""
+    own = Path(path).expanduser()
+    return own if own.is_file() else shipped(path)
 
 
 def shipped(path: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from verigrad.engine import curve
 from verigrad.engine.checkpoint import name_of
 from verigrad.engine.config import Config
 from verigrad.engine.interrupt import Interrupt
@@ -177,7 +178,7 @@ def show_step(row: Mapping[str, Any], screen: Screen, cfg: Config) -> None:
 
 
 def show(run: Run, screen: Screen, summary: Summary) -> int:
-    """Print the table at the end, and return exit status 0."""
+    """Print the table at the end, write curve.png, and return exit status 0."""
     evals, metrics = run.evaluations(), run.metrics()
     rows = summary(evals, metrics)
     if metrics:
@@ -186,6 +187,8 @@ def show(run: Run, screen: Screen, summary: Summary) -> int:
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     rows.append(("where the time went", spent or "less than a second each"))
     newest = run.checkpoints / name_of(run.cfg.train.num_steps)
-    rows += [("run folder", relative(run.folder)), ("model", relative(newest))]
+    picture = run.folder / "curve.png"
+    curve.draw_offline(picture, metrics, evals, title=run.folder.name)
+    rows += [("run folder", relative(run.folder)), ("curve", relative(picture)), ("model", relative(newest))]
     screen.summary(rows, title=f"{run.folder.name}: {len(metrics)} steps")
     return 0

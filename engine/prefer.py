@@ -69,8 +69,8 @@ class PreferTask:
         held_out = {name: completed(cfg, one, max_length=most) for name, one in dataset.held_out.items()}
         if PREFERENCES[cfg.prefer.loss].reference:
             reference = Reference(cfg, run, screen, policy, model, prompter.template_hash)
-            train = reference.attached(train)
-            held_out = {name: reference.attached(one) for name, one in held_out.items()}
+            train = reference.attached(train, of="training")
+            held_out = {name: reference.attached(one, of=name) for name, one in held_out.items()}
         stream = MixtureStream[Any](train, dataset.parts, seed=cfg.train.seed, shuffle=cfg.data.shuffle)
         fingerprints = {"model": model.fingerprint, "prompts": prompter.template_hash}
         return cls(cfg, run, policy, build(cfg), dataset, held_out, stream, fingerprints)
@@ -162,14 +162,16 @@ class Reference:
     template_hash: str
     start: Policy | None = None  # loaded only where the policy has moved and the cache was emptied
 
-    def attached(self, source: reference_cache.Source) -> reference_cache.Source:
+    def attached(self, source: reference_cache.Source, *, of: str) -> reference_cache.Source:
         """Examples with the reference's log-probabilities of each, from the cache where they are there."""
         words = reference_cache.tokenizer_key(self.model.folder)
         key = [self.model.fingerprint, words, self.template_hash, self.cfg.policy.dtype]
         with self.run.timed("reference"):
-            found, num = reference_cache.attach(source, self._sums, key=key, progress=self.screen.progress)
+            found, num = reference_cache.attach(
+                source, self._sums, of=of, key=key, progress=self.screen.progress
+            )
         whence = f"computed for {num}" if num else "taken from the cache"
-        self.run.note(f"log-probabilities of the reference for {len(found)} examples: {whence}")
+        self.run.note(f"log-probabilities of the reference for {len(found)} examples of {of}: {whence}")
         return found
 
     def _sums(self, drawn: Sequence[Any]) -> Sequence[tuple[float, float]]:
@@ -213,11 +215,18 @@ def summary(evals: Sequence[Row], metrics: Sequence[Row]) -> list[tuple[str, str
             if before["step"] != after["step"]:
                 rows.append((f"{title} before", _shown(before, name)))
             rows.append((f"{title} after", f"{_shown(after, name)}  on {after['num_examples']} examples"))
+        if after.get("margin") is not None:
+            rows.append((f"{data} margin", " -> ".join(_number(row["margin"]) for row in of_steps(of_set))))
     if metrics:
         for name in ("loss", "accuracy"):
             first, last = (_number(metrics[place][name]) for place in (0, -1))
             rows.append((f"training {name}", f"{first} -> {last}"))
     return rows
+
+
+def of_steps(rows: Sequence[Row]) -> Sequence[Row]:
+    """The first and the last evaluation, which may be one."""
+    return [rows[0], rows[-1]] if rows[0]["step"] != rows[-1]["step"] else [rows[-1]]
 
 
 def _shown(row: Mapping[str, Any], name: str) -> str:

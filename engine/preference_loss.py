@@ -5,6 +5,7 @@ tokens. Nothing here normalises over the step: preference_batch.py divides by th
 preference_catalogue.py holds the defaults, docs/preference-losses.md the reasons.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from torch import Tensor
 from verigrad.engine.config import Config
 from verigrad.engine.preference_catalogue import PREFERENCES, numbers
 
+ROUNDING = 1e-6
+"""An answer's log-probability is exact to this share of it, or of one nat; what that could turn is a tie."""
 LEAST_LOG = -1e-6
 """The largest mean log-probability odds are taken of: those of a certain answer are infinite."""
 
@@ -167,7 +170,27 @@ def pair_loss(pairs: Pairs, *, term: Term, nll_coef: float = 0.0) -> PairLoss:
         if bool((pairs.p_chosen != 1).any()):
             p = pairs.p_chosen
             values = p * values + (1 - p) * one_way(pairs.swapped())[0]
-    return PairLoss(values, chosen, rejected, (torch.sign(chosen - rejected) * label + 1) / 2)
+    return PairLoss(values, chosen, rejected, (_preferred(pairs, term) * label + 1) / 2)
+
+
+@torch.no_grad()
+def _preferred(pairs: Pairs, term: Term) -> Tensor:
+    """[P] 1 where the implicit reward of chosen is the higher one, -1 where the lower, 0 for a tie.
+
+    A policy that is its own reference gives differences of rounding alone, which prefer nothing: the sign
+    must be the same with both sums of log-probabilities moved by ROUNDING, towards each other and apart.
+    """
+
+    def sign(side: int) -> Tensor:
+        chosen, rejected = _moved(pairs.chosen, side), _moved(pairs.rejected, -side)
+        _, high, low = term(dataclasses.replace(pairs, chosen=chosen, rejected=rejected))
+        return torch.sign(high - low)
+
+    return ((sign(1) + sign(-1)) / 2).trunc()
+
+
+def _moved(sums: Tensor, side: int) -> Tensor:
+    return sums + side * ROUNDING * sums.abs().clamp(min=1)
 
 
 def _log_ratios(pairs: Pairs, *, length_norm: bool = False) -> tuple[Tensor, Tensor]:
@@ -197,7 +220,8 @@ def kto(answers: Answers, *, beta: float, good_weight: float, bad_weight: float)
     ratios = answers.logprobs - answers.ref
     gain = torch.where(answers.good, ratios - answers.kl_ref, answers.kl_ref - ratios)
     weights = bad_weight + (good_weight - bad_weight) * answers.good.to(ratios)
-    agrees = (torch.sign(gain.detach()) + 1) / 2
+    least = ROUNDING * answers.logprobs.detach().abs().clamp(min=1)
+    agrees = (torch.sign(gain.detach()) * (gain.detach().abs() > least) + 1) / 2
     return AnswerLoss(weights * (1 - torch.sigmoid(beta * gain)), beta * ratios.detach(), agrees)
 
 

@@ -79,18 +79,23 @@ def _version(name: str) -> str:
 
 
 def attach(
-    examples: Source, sums: Sums, *, key: Sequence[str], progress: makers.Progress
+    examples: Source, sums: Sums, *, of: str, key: Sequence[str], progress: makers.Progress
 ) -> tuple[Referenced, int]:
     """Examples with the reference's log-probabilities, and of how many these had to be computed.
 
-    `key` names all that the log-probabilities depend on besides the examples.
+    `of` is what people are told these examples are; `key` names all that the log-probabilities depend on
+    besides the examples.
     """
     parts, computed = [], 0
+
+    def told(text: str, fraction: float) -> None:
+        progress(f"{text} of {of}", fraction)
+
     for start in range(0, len(examples), CHUNK):
         stop = min(start + CHUNK, len(examples))
         name = f"reference-{digest([*key, examples.fingerprint, len(examples), start, stop]):016x}"
         before = (makers.cache_folder() / "made" / name).is_dir()
-        make = partial(_write, examples=examples, sums=sums, span=(start, stop), progress=progress)
+        make = partial(_write, examples=examples, sums=sums, span=(start, stop), progress=told)
         folder = makers.make_once(name, make, progress=progress)
         computed += 0 if before else stop - start
         parts.append(np.load(folder / FILE))

@@ -1,29 +1,20 @@
-"""`verigrad replay RUN`: recorded rollouts judged again, by the same or another verifier -> what differs."""
+"""`verigrad replay RUN`: words -> a run's recipe and its files of rollouts, to be judged again. No torch."""
 
 import argparse
-import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from verigrad.engine import rollout_file
-from verigrad.engine.config import Config, ConfigError, load
-from verigrad.engine.replay_compare import Comparison, Difference, GroupChange, compare
-from verigrad.engine.scoring import Judges, Scorer
-from verigrad.engine.screen import printable
+from verigrad.engine import stage_recipe
+from verigrad.engine.config import Config, ConfigError, load, read_tree
+from verigrad.engine.config_verbs import verb_of
 from verigrad.engine.verify import parse_option
-from verigrad.verifiers.base import Verdict
-from verigrad.verifiers.identity import changes
 
+JUDGING = ("train", "sample")  # commands whose runs hold rollouts and their verdicts
 TRAIN = "train"  # what --set calls the rollouts that were trained on
-PIPED_WIDTH = 10_000  # what is read by a program keeps one line per file and group
+MAX_STEPS_SHOWN = 12
 FILE = re.compile(r"step_(\d+)(?:_(.+))?\.parquet")
 EXAMPLE = """\
 examples:
@@ -78,32 +69,26 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     sources = _sources(folder, args.step, args.data)
-    other = bool(args.verifier or options)
-    changed: dict[str, list[str]] = {}
-    with Judges(cfg) as judges:
-        found = []
-        for source in sources:
-            scorer = _scorer(judges, source, args.verifier, options)
-            recorded, groups = _read(source)
-            if (
-                recorded
-                and not other
-                and (lines := changes(recorded, json.loads(json.dumps(scorer.identity))))
-            ):
-                changed.setdefault("; ".join(lines), []).append(source.label)
-            found.append(_replayed(source, groups, scorer))
-    if args.json:
-        print(json.dumps(_as_json(folder, found, changed, other=other)))
-    else:
-        _show(_console(), found, changed, other=other, limit=args.limit)
-    return 1 if any(one.differences for one in found) else 0
+    from verigrad.engine import replay_run  # what is cheap to get wrong was said before torch is imported
+
+    return replay_run.run(
+        cfg, sources, verifier=args.verifier, options=options, as_json=args.json, limit=args.limit
+    )
 
 
 def _recipe(folder: Path, args: argparse.Namespace) -> Config:
     """The run's own recipe, with what the words replace; verdicts are never taken from memory."""
     record = folder / "config.toml"
+    stage_recipe.refuse_folder(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"no folder {folder} (looked from {Path.cwd()}); name a run folder")
     if not record.is_file():
         raise ConfigError(f"{folder} is no run folder (it has no config.toml); name one, such as runs/NAME")
+    if (verb := verb_of(read_tree(record))) not in JUDGING:
+        raise ConfigError(
+            f"{folder} is a run of `verigrad {verb}`, which judges no rollouts: there is nothing to replay; "
+            f"name one of `verigrad {'` or `verigrad '.join(JUDGING)}`"
+        )
     words = [f"run.folder={json.dumps(str(folder))}", "verifier.cache=false"]
     if args.num_workers is not None:
         words.append(f"verifier.num_workers={args.num_workers}")
@@ -129,173 +114,19 @@ def _sources(folder: Path, step: str, data: str | None) -> list[Source]:
     wanted = None if step == "all" else int(step)
     chosen = [one for one in there if wanted in (None, one.step) and data in (None, one.data)]
     if not chosen:
-        steps, sets = sorted({one.step for one in there}), sorted({one.data for one in there})
-        asked = f"--step {step}" + (f" --set {data}" if data else "")
-        raise ConfigError(
-            f"{folder} has no rollouts for {asked}; it has steps {steps[0]} to {steps[-1]} of "
-            f"{', '.join(sets)}"
-        )
+        asked = [f"--step {step}"] * (wanted is not None) + [f"--set {data}"] * (data is not None)
+        has = (f"{name} of {_steps([one.step for one in there if one.data == name])}"
+               for name in sorted({one.data for one in there}))  # fmt: skip
+        raise ConfigError(f"{folder} has no rollouts for {' '.join(asked)}; it has {'; '.join(has)}")
     return chosen
 
 
-def _scorer(judges: Judges, source: Source, verifier: str | None, options: Mapping[str, Any]) -> Scorer:
-    """Who judges a file now."""
-    if verifier:
-        return judges.open(verifier, options, setting="--verifier")
-    paying = judges.cfg.verifier
-    of_training: tuple[str, Mapping[str, Any], str] = (paying.name, paying.options, "verifier.name")
-    name, own, setting = of_training if source.data == TRAIN else judges.choice(source.data)
-    return judges.open(name, {**own, **options}, setting="--option" if options else setting)
-
-
-def _read(source: Source) -> tuple[dict[str, Any] | None, list[list[rollout_file.Recorded]]]:
-    """Who judged a file, and its rollouts group by group."""
-    try:
-        rows = rollout_file.read_attempts(source.path)
-        groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row.group)]
-        return rollout_file.read_judge(source.path), groups
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{source.path} cannot be read ({error}); restore it, or choose other steps"
-        ) from error
-
-
-def _replayed(
-    source: Source, groups: Sequence[Sequence[rollout_file.Recorded]], scorer: Scorer
-) -> Comparison:
-    """A file's rollouts judged again, each group in one piece as it was."""
-    pending = []
-    for rows in groups:
-        asked = [row for row in rows if row.episode is None or row.episode.verdict is None]
-        try:
-            pending.append(scorer.pool.submit(rows[0].problem, [row.attempt for row in asked]))
-        except ValueError as error:
-            raise ConfigError(
-                f"{scorer.setting} = {scorer.name!r} does not fit what {source.label} holds: {error}"
-            ) from error
-    now: list[list[Verdict]] = []
-    for rows, future in zip(groups, pending, strict=True):
-        verdicts = iter(future.result())
-        settled = [row.episode.verdict if row.episode else None for row in rows]
-        now.append([next(verdicts) if verdict is None else verdict for verdict in settled])
-    return compare(source.label, groups, now)
-
-
-def _as_json(
-    folder: Path, found: Sequence[Comparison], changed: Mapping[str, Sequence[str]], *, other: bool
-) -> dict[str, Any]:
-    return {
-        "run": str(folder),
-        "other_verifier": other,
-        "identical": not any(one.differences for one in found),
-        "num_rollouts": sum(one.num_rollouts for one in found),
-        "verifier_changed": [{"what": what, "files": list(files)} for what, files in changed.items()],
-        "files": [one.to_json() for one in found],
-    }
-
-
-def _show(
-    console: Console,
-    found: Sequence[Comparison],
-    changed: Mapping[str, Sequence[str]],
-    *,
-    other: bool,
-    limit: int,
-) -> None:
-    for what, files in changed.items():
-        where = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more files"
-        console.print(escape(f"the verifier is not the one that judged {where}: {what}"), soft_wrap=True)
-    differences = [one for file in found for one in file.differences]
-    total = sum(file.num_rollouts for file in found)
-    if reworded := sum(file.num_reworded for file in found):
-        console.print(f"{reworded} reasons are worded otherwise, their verdicts are the same")
-    if settled := sum(file.num_settled for file in found):
-        console.print(f"{settled} episodes ended without a state to judge; no verifier was asked")
-    if not differences:
-        console.print(f"identical: {total} verdicts in {len(found)} file{'s' * (len(found) != 1)}")
-        return
-    num_files = sum(bool(file.differences) for file in found)
-    console.print(f"{len(differences)} of {total} verdicts differ, in {num_files} of {len(found)} files")
-    console.print(_files_table(found))
-    flips = [group for file in found for group in file.groups if group.flips]
-    if flips:
-        console.print(_groups_table(flips, limit))
-    if not other or not flips:
-        console.print(_differences_table(differences, limit))
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PIPED_WIDTH)
-
-
-def _files_table(found: Sequence[Comparison]) -> Table:
-    table = Table(title="files with differences", title_justify="left", box=None, padding=(0, 1))
-    for name in (
-        "file",
-        "rollouts",
-        "differ",
-        "reward",
-        "groups",
-        "kept -> dropped",
-        "dropped -> kept",
-        "flip",
-    ):
-        table.add_column(name, justify="left" if name == "file" else "right")
-    for one in found:
-        if one.differences:
-            table.add_row(
-                one.file,
-                str(one.num_rollouts),
-                str(len(one.differences)),
-                f"{_number(one.old_reward)} -> {_number(one.new_reward)}",
-                str(one.num_groups),
-                str(sum(group.old_kept and not group.new_kept for group in one.groups)),
-                str(sum(group.new_kept and not group.old_kept for group in one.groups)),
-                str(sum(group.flips for group in one.groups)),
-            )
-    return table
-
-
-def _groups_table(flips: Sequence[GroupChange], limit: int) -> Table:
-    shown = sorted(flips, key=lambda group: (-group.num_flipped, group.step, group.group))[:limit]
-    title = f"groups that flip, {len(shown)} of {len(flips)}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
-    for name in ("step", "group", "problem", "mean reward", "was", "now", "signs that change"):
-        table.add_column(name, justify="left" if name in ("problem", "was", "now") else "right")
-    for one in shown:
-        kept = ["kept" if kept else "dropped" for kept in (one.old_kept, one.new_kept)]
-        means = f"{_number(one.old_mean)} -> {_number(one.new_mean)}"
-        table.add_row(
-            str(one.step), str(one.group), _cell(one.problem_id), means, *kept, str(one.num_flipped)
-        )
-    return table
-
-
-def _differences_table(differences: Sequence[Difference], limit: int) -> Table:
-    title = f"verdicts that differ, {min(limit, len(differences))} of {len(differences)}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
-    for name in ("step", "group", "index", "problem", "was", "now"):
-        table.add_column(name, overflow="fold")
-    for one in differences[:limit]:
-        place = (str(one.step), str(one.group), str(one.index), _cell(one.problem_id))
-        table.add_row(*place, _verdict(one.old, one.what), _verdict(one.new, one.what))
-    return table
-
-
-def _verdict(verdict: Verdict, what: Sequence[str]) -> str:
-    """Outcome and reward, what else differs, and the reason."""
-    words = [verdict.outcome if verdict.reward is None else f"{verdict.outcome} {verdict.reward:g}"]
-    if "parts" in what:
-        words.append(json.dumps(dict(verdict.parts)))
-    if "extracted" in what:
-        words.append(f"read as {verdict.extracted!r:.60}")
-    return _cell(", ".join(words) + (f": {verdict.reason}" if verdict.reason else ""))
-
-
-def _cell(text: str) -> str:
-    return escape(printable(" ".join(text.split())[:160]))
-
-
-def _number(value: float | None) -> str:
-    return "undecided" if value is None else f"{value:.3f}"
+def _steps(steps: Sequence[int]) -> str:
+    """The steps in words: all of them where they are few, else the first, the last and how many."""
+    if len(steps) == 1:
+        return f"step {steps[0]}"
+    if list(steps) == list(range(steps[0], steps[-1] + 1)):
+        return f"steps {steps[0]} to {steps[-1]}"
+    if len(steps) <= MAX_STEPS_SHOWN:
+        return f"steps {', '.join(map(str, steps))}"
+    return f"{len(steps)} steps from {steps[0]} to {steps[-1]}"

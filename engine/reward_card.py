@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from verigrad.engine import checkpoint
+from verigrad.engine import checkpoint, stage_recipe
 from verigrad.engine.config import ConfigError
 from verigrad.engine.settings import PromptsConfig
 
@@ -73,6 +73,7 @@ def folder_of(reference: str | Path) -> Path:
             if checkpoint.damage(path) is None:
                 return path
         raise ConfigError(f"{folder} holds no whole checkpoint yet; let `verigrad reward` finish there")
+    stage_recipe.refuse_folder(folder)
     raise ConfigError(
         f"{folder}: no reward model (looked from {Path.cwd()}): expected a run folder of `verigrad reward` "
         "or a Hugging Face folder; correct the path"

@@ -235,7 +235,9 @@ def find(reference: str, *, seed: int = 0, options: Mapping[str, Any] | None = N
         return makers.make_model(reference, seed=seed, options=options or {})
     if options:
         raise ConfigError(f"options are for makers, and the reward model {reference!r} is none; remove them")
-    if Path(reference).expanduser().is_dir() or reference.startswith((".", "/", "~")):
+    path = Path(reference).expanduser()
+    is_path = reference.startswith((".", "/", "~")) or reference.count("/") > 1  # ids of the hub have one
+    if is_path or path.is_dir() or (len(path.parts) > 1 and path.parent.is_dir()):
         return reward_card.folder_of(reference)
     return _download(reference)
 
@@ -247,8 +249,8 @@ def _download(reference: str) -> Path:
         return Path(snapshot_download(reference))
     except Exception as error:  # the hub's client raises anything from ValueError to its own network errors
         raise ConfigError(
-            f"the reward model {reference!r} is no local folder, and the hub did not give it "
-            f"({type(error).__name__}: {str(error).splitlines()[0]:.200}); give a local folder"
+            f"the reward model {reference!r} is no folder (looked from {Path.cwd()}), and the hub did not "
+            f"give it ({type(error).__name__}: {str(error).splitlines()[0]:.200}); give a local folder"
         ) from error
 
 

@@ -264,7 +264,7 @@ class Run:
             "commit": _commit(),
             "hardware": hardware,
             "seed": self.cfg.train.seed,
-            "verifier": source_hash(self.cfg.verifier.name),
+            "verifier": source_hash(self.cfg.verifier.name, self.cfg.verifier.options),
             **facts,
         }
         if self.resume_from is not None and (before := self._read("environment.json")):

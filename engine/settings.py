@@ -490,9 +490,11 @@ class PolicyConfig(Section):
     skip_zero_advantage: bool = True
     """No backward pass of rollouts of advantage 0, where their gradient is exactly 0."""
     tokens_per_batch: int = Field(default=8192, ge=1)
-    """Token budget of one packed forward and backward pass; what is computed once counts once."""
+    """Token budget of one packed forward and backward pass; a prefix shared by share_prefixes counts once."""
     share_prefixes: bool = True
-    """Compute what sequences of a pass begin with alike, such as a group's prompt, once for all of them."""
+    """Compute what sequences of a pass begin with alike, such as a group's prompt, once for all of them. The
+    numbers are the same but for rounding, which over many steps changes what a run learns in detail: switch
+    it off to go on as a run did without it, or to compare last digits with another engine."""
     head_chunk_tokens: int = Field(default=1024, ge=1)
     """Tokens whose logits are held at once."""
     trust_remote_code: bool = False

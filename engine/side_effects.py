@@ -54,6 +54,7 @@ class SideEffects:
 
     effects: Sequence[Effect]
     wins: Mapping[str, WinRate] = field(default_factory=dict)  # by set and model
+    how: str = ""  # answers were sampled
 
     def as_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -61,6 +62,7 @@ class SideEffects:
         return {
             "side_effects": [finite({**row, "paired": finite(row["paired"])}) for row in rows],
             "wins": {name: finite(asdict(rate)) for name, rate in self.wins.items()},
+            "how": self.how,
         }
 
 
@@ -84,7 +86,21 @@ def side_effects(results: Sequence[Result], suite: Suite) -> SideEffects:
                 effects += effect(f"{name}: flips", says, flips, lower, models)
             if one.wins and (rate := win_rate(some[0].groups, after.groups)) is not None:
                 wins[f"{name}: {after.label} against {some[0].label}"] = rate
-    return SideEffects(held_against_each_other(effects), wins)
+    return SideEffects(held_against_each_other(effects), wins, sampled(results))
+
+
+def sampled(results: Sequence[Result]) -> str:
+    """How the answers were sampled, in one line; where models or sets differ, all that was used."""
+
+    def used(key: str) -> str:
+        values = dict.fromkeys(result.used[key] for result in results if key in result.used)
+        return " or ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values)
+
+    says = {"temperature": "temperature {}", "num_samples": "{} answers to each problem",
+            "max_tokens": "at most {} tokens each", "prompts": "prompt template {}", 
+            "sampler": "sampler {}"}  # fmt: skip
+    told = [text.format(used(key)) for key, text in says.items() if used(key)]
+    return ", ".join(told).replace(" 1 answers", " 1 answer")
 
 
 def effect(
@@ -191,6 +207,8 @@ def show(found: SideEffects, *, file: Any) -> None:
             table.add_row(*map(escape, cells))
         console.print(table)
         console.print()
+    if found.how:
+        console.print(escape(found.how))
     for name, rate in found.wins.items():
         console.print(escape(f"win rate, {name}: {rate.in_words()}"))
 

@@ -21,6 +21,7 @@ from verigrad.engine.settings import Verb
 
 Tree = dict[str, Any]
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+LABEL = re.compile(rf"(\d+)_{NAME.pattern}")
 MIX_PATH = re.compile(r"data\.mix\.[^.]+\.path")
 PLACEHOLDER = re.compile(r"\{([A-Za-z][A-Za-z0-9_-]*)\}")
 SOURCES: Mapping[str, Mapping[str, frozenset[str]]] = {
@@ -95,6 +96,19 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> StagedRecipe:
     return StagedRecipe(path.stem, folder, stages)
 
 
+def refuse_folder(folder: Path) -> None:
+    """Raise ConfigError where a folder is that of a whole recipe of stages, and one run was asked for."""
+    if not folder.is_dir() or (folder / "config.toml").is_file():
+        return
+    runs = [path.parent for path in folder.glob("*/config.toml")]
+    found = sorted((int(match[1]), path) for path in runs if (match := LABEL.fullmatch(path.name)))
+    if found:
+        raise ConfigError(
+            f"{folder} is the folder of a recipe of stages, not of one run; name one of them: "
+            f"{', '.join(str(path) for _, path in found)}"
+        )
+
+
 def to_toml(recipe: StagedRecipe) -> str:
     """Every stage with every setting filled in; loading it again gives the same stages."""
     tables = []
@@ -155,7 +169,9 @@ def _sort_overrides(
                 raise ConfigError(f"override {override!r} is not of the form {first}.section.key=value")
             for_one[first].append(override.strip()[len(first) + 1 :])
         elif "." in key and first not in Config.model_fields:
-            near = difflib.get_close_matches(first, [*names, *Config.model_fields], n=1)
+            is_stage = rest.partition(".")[0] in Config.model_fields
+            kinds = (names, Config.model_fields) if is_stage else (Config.model_fields, names)
+            near = [one for kind in kinds for one in difflib.get_close_matches(first, kind, n=1)]
             hint = f"did you mean {near[0]}?" if near else f"stages: {', '.join(names)}"
             raise ConfigError(f"override {override!r}: {first} is neither a section nor a stage; {hint}")
         elif _is_source(key) or key == "run.folder":

@@ -9,6 +9,7 @@ from verigrad.engine.catalogue import ROWS
 from verigrad.engine.checkpoint import name_of
 from verigrad.engine.intervals import paired_gain
 from verigrad.engine.run import Run
+from verigrad.engine.scoring import Judges
 from verigrad.engine.screen import Screen, name_of_score, relative
 
 PHASES = ("start", "rollout", "verify", "train", "sync", "eval", "save")
@@ -41,7 +42,16 @@ def show(run: Run, screen: Screen) -> int:
     rows.append(("what was trained", _method(run)))
     rows.append(("where the time went", _time_split(run.total_seconds())))
     picture = run.folder / "curve.png"
-    curve.draw(picture, metrics, evals, title=run.folder.name)
+    sets = dict.fromkeys(row["data"] for row in evals)
+    verifier, judges = run.cfg.verifier, Judges(run.cfg)
+    curve.draw(
+        picture,
+        metrics,
+        evals,
+        title=run.folder.name,
+        paid_by=curve.Judge.of(verifier.name, verifier.options),
+        judged_by={data: curve.Judge.of(*judges.choice(data)[:2]) for data in sets},
+    )
     rows += [("run folder", relative(run.folder)), ("curve", relative(picture))]
     screen.summary(rows, title=f"{run.folder.name}: {len(metrics)} steps")
     return 0

@@ -59,6 +59,14 @@ RUNS_TEXT = "What an attempt says is not evaluated where it can touch this machi
 UNDECIDED = "All cases above but those with a broken row: each gets a verdict."
 
 
+Tell = Callable[[str], None]
+"""Hears what is being done, often."""
+
+
+def silent(text: str) -> None:
+    """Tells nobody."""
+
+
 @dataclass(frozen=True, slots=True)
 class Audited:
     """Which verifier is audited, and how it is run."""
@@ -106,10 +114,11 @@ def audit(
     quick: bool = False,
     second: Audited | None = None,
     family: Family | None = None,
+    tell: Tell = silent,
 ) -> Report:
     """Put a verifier through the probes on these problems; `quick` takes those before training alone.
 
-    `only`: names of probes and of STEADY; empty is all.
+    `only`: names of probes and of STEADY; empty is all. `tell` hears what is done, after every case.
 
     Raises ValueError for a verifier that cannot be loaded or rows it does not take, SandboxUnavailable.
     """
@@ -119,7 +128,7 @@ def audit(
     with audited.open() as pool, ExitStack() as stack:
         for problem in problems:
             pool.verifier.check_row(problem)
-        bench = Bench(pool, ends)
+        bench = Bench(pool, ends, tell)
         rows, rendering, kind = rows_of(bench, problems, family)
         if is_agent(pool.verifier):  # text is no solution of theirs: each row is done in a sandbox
             probes = stack.enter_context(Rehearsals(pool.sandbox)).probes()
@@ -127,14 +136,17 @@ def audit(
         for probe in probes:
             if (quick and not probe.is_quick(kind)) or (only and probe.name not in only):
                 continue
+            bench.doing = probe.name
             result, some = run_probe(probe, bench, rows, limits)
             results.append(result)
             judged += [] if probe.undecided_is_fine else some
+        bench.doing = "what is done with texts and rewards"
         if not quick and (not only or "runs text" in only):
             results.append(runs_text(bench, rows))
         results += [one for one in learned_results(bench, rows) if not only or one.name in only]
         results += steady(audited, bench, judged, limits, quick=quick, only=only)
         if second is not None:
+            tell("second verifier")
             allowed = limits.allowed.get("second verifier", 1.0)
             with second.open() as other:
                 is_full = partial(full, parts=judging_parts(other.verifier))
@@ -157,8 +169,9 @@ def audit(
 class Bench:
     """Where cases are judged: a pool of workers, until the time is up."""
 
-    def __init__(self, pool: VerifierPool, ends: float | None = None) -> None:
-        self.pool, self.ends = pool, ends
+    def __init__(self, pool: VerifierPool, ends: float | None = None, tell: Tell = silent) -> None:
+        self.pool, self.ends, self.tell = pool, ends, tell
+        self.doing = "how answers are written"
         self.loaded: LoadedVerifier = pool.verifier
         self._parts = judging_parts(pool.verifier)
 
@@ -166,7 +179,8 @@ class Bench:
         """The cases that were judged in time, in order."""
         waiting = [(row, case, self._submit(row, case)) for row, case in cases]
         judged = []
-        for row, case, verdict in waiting:
+        for number, (row, case, verdict) in enumerate(waiting):
+            self.tell(f"{self.doing}: {number} of {len(waiting)} cases judged")
             if isinstance(verdict, Future):
                 left = None if self.ends is None else max(0.0, self.ends - time.monotonic())
                 try:
@@ -340,12 +354,16 @@ def steady(
         yield _repeats_in_time(bench, cases)
         return
     if "repeats" in wanted:
+        bench.tell("repeats")
         yield stability.repeats(bench.pool, cases)
     if "order" in wanted:
+        bench.tell("order")
         yield stability.order(audited.open, cases)
     if "concurrent" in wanted:
+        bench.tell("concurrent")
         yield stability.concurrent(audited.open, cases, num_workers=max(2, audited.num_workers))
     if "threads" in wanted:
+        bench.tell("threads")
         made = stability.Order(audited.verifier, dict(audited.options), audited.seed)
         yield stability.threads(bench.loaded, made, cases, deadline_s=bench.pool.deadline_s)
     if "latency" in wanted:

@@ -123,6 +123,32 @@ def test_a_learned_reward_that_pays_the_question_given_back_is_told_plainly(call
     assert "warns" in lines["prompt copied"]  # both are accepted
 
 
+@pytest.mark.parametrize("column", ["chosen", "completion"])
+def test_preferences_and_written_answers_are_rows_of_a_learned_reward_as_they_are(call, column):
+    rows = [
+        {"prompt": f"Who is {n}?", column: f"She is the number {n} .", "rejected": "no"} for n in range(9)
+    ]
+    Path("said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, out, _ = call("mine.py:LearnedGate", "said.jsonl", "--json")
+    found = {one["name"]: one for one in json.loads(out)["results"]}
+    assert status == 0
+    assert (found["no answer"]["num"], found["prompt copied"]["num_bad"]) == (9, 9)
+    status, _, err = call("mine.py:right", "said.jsonl")  # who asks for the answer gets no stand-in
+    assert status == 2
+    assert "has no column 'answer'" in err
+
+
+def test_a_long_audit_says_on_the_error_output_what_it_does(call, monkeypatch):
+    monkeypatch.setattr(audit, "SAY_EVERY_S", 0.0)
+    status, out, err = call("mine.py:right", *WHO, "--json")
+    assert status == 0
+    assert json.loads(out)["passed"]
+    assert "audit: gold: 0 of 4 cases judged\naudit: gold: 1 of 4 cases judged\n" in err
+    assert {"audit: repeats", "audit: threads"} <= set(err.splitlines())
+    monkeypatch.setattr(audit, "SAY_EVERY_S", 1e9)
+    assert call("mine.py:right", *WHO)[2] == ""
+
+
 def test_json_is_all_there_is_on_standard_output(call):
     status, out, _ = call("mine.py:right", *WHO, "--json", "--only", "gold")
     assert status == 0

@@ -174,13 +174,52 @@ def test_the_installed_command_is_this(tmp_path):
         (["train", "tyny.toml"], "did you mean tiny.toml?"),
         (["train", "tiny.toml", "group_size=4"], "did you mean rollout.group_size=4?"),
         (["train", "tiny.toml", "--rollout.group_size=4"], "settings are written without --"),
-        (["train"], "are required: recipe\n"),
+        (["train"], "are required: recipe; see verigrad train --help\n"),
+        (["train", "tiny.toml", "--dryrun"], "--dryrun: no such option, did you mean --dry-run?"),
+        (["card", "run", "--efects", "x"], "--efects: no such option, did you mean --effects?"),
+        (["card", "run", "--zzz"], "--zzz: no such option; see verigrad card --help\n"),
+        (["verify", "exact_match", "c.jsonl", "d.jsonl"], "d.jsonl: a word too many; see verigrad verify"),
+        (["eval", "run", "--n", "many"], "argument --n: invalid int value: 'many'; see verigrad eval --help"),
+        (
+            ["audit", "exact_match", "c.jsonl", "--data.split=x"],
+            "settings are written without --: data.split=x",
+        ),
+        (["audit", "exact_match", "c.jsonl", "--limt", "3"], "--limt: no such option, did you mean --limit?"),
     ],
 )
 def test_what_was_meant(call, words, says):
-    status, _, err = call(*words)
-    assert status == 2
+    status, out, err = call(*words)
+    assert (status, out, err.count("\n")) == (2, "", 1)
     assert says in err
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "none/x.md"),
+            "none/x.md: no such file or directory; ",
+        ),
+        (IsADirectoryError(21, "Is a directory", "runs"), "runs: is a directory; name a file\n"),
+        (OSError("the service is gone"), "verigrad: the service is gone\n"),
+        (OSError(5, "Input/output error", "x"), "verigrad: x: input/output error\n"),
+    ],
+)
+def test_an_error_of_the_system_names_the_file_and_a_way_out(call, monkeypatch, error, says):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("verigrad.engine.config.load", fail)
+    status, _, err = call("train", "tiny.toml")
+    assert (status, err.count("\n")) == (1, 1)
+    assert says in err
+
+
+def test_settings_of_an_audit_may_follow_its_options(tmp_path):
+    words = ["exact_match", "c.jsonl", "data.options={num=3}"]
+    for order in (words, [*words[:2], "--limit", "9", words[2]], ["--limit", "9", *words]):
+        args = cli.parse(["audit", *order, "--json"])
+        assert sorted(args.words) == sorted(words)
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

@@ -377,6 +377,9 @@ def test_no_such_recipe(tmp_path):
     assert "did you mean quickstart?" in error("quikstart")
     assert "shipped recipes: " in error("zzz")
     assert f"no file {tmp_path}/none.toml (looked from " in error(str(tmp_path / "none.toml"))
+    (tmp_path / "my_labels.toml").touch()
+    assert "correct the path" in error(str(tmp_path / "none.toml"))  # the folder in common is no likeness
+    assert f"did you mean {tmp_path}/my_labels.toml?" in error(str(tmp_path / "my_lables.toml"))
 
 
 def test_a_file_that_is_not_toml(tmp_path):

@@ -190,10 +190,13 @@ def test_what_was_used_is_written_without_what_was_not(here):
         ("empty", "holds neither a model .* nor a run"),
         ("tiny.toml", "is a file; expected a model's folder"),
         ("fresh", "fresh holds no checkpoint yet"),
+        ("staged", "staged is the folder of a recipe of stages, .*name one of them: staged/1_a, staged/2_b"),
+        ("staged/1_a", "1_a is a run of `verigrad label`, which trains no model: it leaves labels.jsonl"),
+        ("no/where/x", r"no folder no/where/x \(looked from .*\); correct the path"),
         ("run --step 3", "no checkpoint of step 3; it has those of steps 4, 5"),
         ("model --step 3 --data sums.jsonl", "--step picks a checkpoint of a run"),
         ("model", "model: nothing to evaluate on; give --data"),
-        ("rum", "rum: no folder here, so a model by its name; nothing to evaluate on"),
+        ("rum", r"rum: no folder here \(looked from .*\), so a model by its name; nothing to evaluate on"),
         ("run/checkpoint", "no folder run/checkpoint .*did you mean run/checkpoints"),
         ("empty/run", "no folder empty/run .*correct the path"),
         ("model --data nosuch.jsonl", "--data nosuch.jsonl: no such file"),
@@ -234,6 +237,9 @@ def test_what_cannot_be_is_said_in_one_line(here, words, says):
     (here / "empty").mkdir()
     (here / "fresh").mkdir()
     (here / "fresh" / "config.toml").write_text("")
+    for name in ("1_a", "2_b"):
+        (here / "staged" / name).mkdir(parents=True)
+        (here / "staged" / name / "config.toml").write_text("[label]")
     with pytest.raises(ConfigError, match=says) as caught:
         planned(*words.split())
     assert "\n" not in str(caught.value)

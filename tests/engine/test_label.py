@@ -181,6 +181,9 @@ def test_revisions_keep_the_whole_chain_and_go_by_drawn_principles(tmp_path):
             "it is revised rude answer",
         ]
     assert set(made[0]["prompt_hash"]) == {"critique", "revision"}
+    (kept,) = tmp_path.rglob("constitution.txt")  # what it went by, whatever becomes of the file
+    assert kept.read_text() == "# a remark\nBe kind\nto all.\n\n\nBe brief.\n"
+    assert (kept.parent / "labels.jsonl").is_file()
 
 
 def test_answers_are_sampled_where_a_row_has_none(tmp_path):

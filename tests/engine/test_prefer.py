@@ -108,6 +108,7 @@ def test_the_references_log_probabilities_are_those_of_the_starting_model(folder
     assert example.ref_rejected == pytest.approx(by_hand(f"{prompt}=", rejected), abs=1e-4)
     row = task.evaluate(0)[0]
     assert row["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert row["accuracy"] == 0.5
     assert row["margin"] == pytest.approx(0, abs=1e-5)
     run.__exit__(None, None, None)
 
@@ -205,8 +206,12 @@ def test_a_kill_loses_one_chunk_of_the_reference_at_most(monkeypatch):
             seen.append(one.chosen.token_ids[0])
         return [(float(one.chosen.token_ids[0]), -1.0) for one in drawn]
 
-    def attach():
-        return reference_cache.attach(Numbers(), sums, key=["m"], progress=lambda text, share: None)
+    told = []
+
+    def attach(key="m"):
+        return reference_cache.attach(
+            Numbers(), sums, of="held_out", key=[key], progress=lambda text, share: told.append((text, share))
+        )
 
     with pytest.raises(KeyboardInterrupt):
         attach()
@@ -215,7 +220,8 @@ def test_a_kill_loses_one_chunk_of_the_reference_at_most(monkeypatch):
     assert (seen, computed) == ([0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 8, 9], 6)
     assert [found[i].ref_chosen for i in range(10)] == list(range(10))
     assert attach()[1] == 0
-    assert reference_cache.attach(Numbers(), sums, key=["other"], progress=lambda *_: None)[1] == 10
+    assert attach("other")[1] == 10
+    assert told[-1] == ("reference log-probabilities of held_out", 1.0)
 
 
 def test_another_tokenizer_or_library_asks_the_reference_anew(tmp_path, folder, monkeypatch):
@@ -336,10 +342,14 @@ def test_too_small_a_batch_is_told_by_the_settings(folder):
 def test_the_table_at_the_end_holds_each_set_against_itself():
     def row(step, data, value):
         names = [f"{name}{end}" for name in ("accuracy", "loss") for end in ("", "_low", "_high")]
-        return {"step": step, "data": data, "num_examples": 5, **dict.fromkeys(names, value)}
+        return {
+            "step": step, "data": data, "num_examples": 5, "margin": 10 * value, **dict.fromkeys(names, value)
+        }  # fmt: skip
 
     evals = [row(0, "a", 0.1), row(0, "b", 0.6), row(4, "a", 0.2), row(4, "b", 0.7)]
-    table = {name: value.split()[0] for name, value in prefer.summary(evals, [])}
+    whole = dict(prefer.summary(evals, []))
+    assert whole["a margin"] == "1.0000 -> 2.0000"
+    table = {name: value.split()[0] for name, value in whole.items()}
     accuracy = {name: value for name, value in table.items() if "accuracy" in name}
     assert accuracy == {
         "a accuracy before": "0.1000",

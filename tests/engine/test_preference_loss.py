@@ -1,5 +1,6 @@
 """engine/preference_loss.py and preference_catalogue.py: the reference vectors, and what a recipe may say."""
 
+import dataclasses
 import math
 
 import pytest
@@ -127,6 +128,32 @@ def test_accuracy_counts_a_tie_as_half_and_a_soft_label_by_its_likelier_side():
     assert loss(two(-2.0, -2.0)).agrees.item() == 0.5
     assert loss(two(-2.0, -3.0, p=0.3)).agrees.item() == 0
     assert loss(two(-2.0, -3.0, p=0.5)).agrees.item() == 0.5
+
+
+def test_a_difference_of_rounding_is_a_tie_and_one_above_it_is_none():
+    def agrees(difference, name="dpo", **columns):
+        given = two(-40.0, -30.0)
+        given = dataclasses.replace(given, ref_chosen=given.chosen - difference, ref_rejected=given.rejected)
+        return pairs_of(prefer(loss=name, **columns))(given).agrees.item()
+
+    for name in ("dpo", "dpo_robust", "dpo_hinge", "ipo"):
+        assert [agrees(d, name) for d in (4e-8, -4e-8, 6e-5, -6e-5)] == [
+            0.5,
+            0.5,
+            0.5,
+            0.5,
+        ]  # 1e-6 * (40 + 30)
+        assert [agrees(d, name) for d in (8e-5, -8e-5)] == [1, 0]
+    almost_certain = two(-1e-8, -2e-8)  # below one nat the rounding no longer shrinks
+    assert [pairs_of(prefer(loss=n))(almost_certain).agrees.item() for n in ("cpo", "simpo")] == [0.5, 0.5]
+    assert [pairs_of(prefer(loss=n))(two(-2.0, -3.0)).agrees.item() for n in ("orpo", "simpo")] == [1, 1]
+
+
+def test_kto_at_its_starting_model_is_a_tie_whatever_the_rounding():
+    logprobs = torch.tensor([-40.0, -40.0, -40.0, -40.0], dtype=torch.float64)
+    ref = logprobs - torch.tensor([3e-5, -3e-5, 5e-5, -5e-5], dtype=torch.float64)  # 1e-6 * 40 is 4e-5
+    answers = Answers(logprobs, ref, good=torch.ones(4, dtype=torch.bool), kl_ref=torch.tensor(0.0))
+    assert kto(answers, beta=0.1, good_weight=1.0, bad_weight=1.0).agrees.tolist() == [0.5, 0.5, 1, 0]
 
 
 def test_at_the_start_every_pair_costs_log_two_and_pulls_by_half_of_beta():

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -123,9 +125,9 @@ def test_another_verifier_flips_groups(replay):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--step", "7"], "no rollouts for --step 7; it has steps 0 to 2 of held_out, train"),
+        (["--step", "7"], "no rollouts for --step 7; it has held_out of steps 0, 2; train of steps 1 to 2"),
         (["--step", "x"], "--step x: expected a number or all"),
-        (["--set", "other"], "no rollouts for --step all --set other"),
+        (["--set", "other"], "no rollouts for --set other; it has"),
         (["--verifier", "exact_mach"], "did you mean 'exact_match'"),
         (["--verifier", "flipped.py:hinted"], "does not fit what"),
         (["--option", "nonsense"], "expected key=value"),
@@ -142,12 +144,44 @@ def test_what_is_asked_wrongly_is_told_in_one_line(replay, words, says):
 def test_a_folder_that_is_no_run_or_has_a_broken_file_is_told(replay):
     status, said = replay(run="nowhere")
     assert status == 2
-    assert "no run folder" in said
+    assert said == f"verigrad: no folder nowhere (looked from {replay.folder}); name a run folder\n"
+    assert "no run folder" in replay(run=str(replay.folder))[1]
     path = replay.folder / "run" / "rollouts" / "step_000001.parquet"
     path.write_bytes(path.read_bytes()[:100])
     status, said = replay("--step", "1", "--set", "train")
     assert status == 2
     assert "step_000001.parquet" in said
+
+
+@pytest.mark.parametrize("verb", ["sft", "prefer", "reward", "label"])
+def test_a_run_that_judged_no_rollouts_is_told(replay, verb):
+    folder = replay.folder / verb
+    folder.mkdir()
+    (folder / "config.toml").write_text(f"[{verb}]\n")
+    status, said = replay(run=verb)
+    assert (status, said.count("\n")) == (2, 1)
+    assert (
+        f"{verb} is a run of `verigrad {verb}`, which judges no rollouts: there is nothing to replay" in said
+    )
+
+
+def test_a_folder_of_stages_names_them_in_order(replay):
+    for name in ("10_last", "2_ppo", "notes"):
+        (replay.folder / "staged" / name).mkdir(parents=True)
+        (replay.folder / "staged" / name / "config.toml").touch()
+    status, said = replay(run="staged")
+    assert (status, said.count("\n")) == (2, 1)
+    assert "a recipe of stages, not of one run; name one of them: staged/2_ppo, staged/10_last\n" in said
+
+
+def test_a_wrong_word_is_told_without_torch(finished):
+    code = (
+        "import sys; from verigrad.engine import cli; "
+        "status = [cli.guarded(['replay', *words]) for words in (['nowhere'], ['run', '--step', 'x'])]; "
+        "print(status, sorted({'torch', 'transformers', 'vllm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=finished, capture_output=True, text=True)
+    assert done.stdout == "[2, 2] []\n", done.stderr
 
 
 def test_the_random_control_draws_the_same_again(tmp_path, monkeypatch, capsys):

@@ -163,11 +163,19 @@ def test_what_the_audit_refused_is_not_loaded_unless_told_to(tmp_path, found, al
     assert reward_model.load(tmp_path, allow_biased=True)
 
 
-def test_what_is_no_reward_model_is_told_in_one_line(single, ensemble, tmp_path):
+def test_what_is_no_reward_model_is_told_in_one_line(single, ensemble, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="without a reward head"):
         reward_model.load(model_folder())
     with pytest.raises(ConfigError, match="no reward model"):
         reward_model.load(tmp_path / "nowhere")
+    (tmp_path / "staged" / "1_liked").mkdir(parents=True)
+    (tmp_path / "staged" / "1_liked" / "config.toml").touch()
+    with pytest.raises(ConfigError, match=r"a recipe of stages, .*name one of them: .*/staged/1_liked$"):
+        reward_model.load(tmp_path / "staged")
+    monkeypatch.chdir(tmp_path)
+    for path in ("staged/2_ppo", "no/such/folder"):  # no id of the hub is asked for
+        with pytest.raises(ConfigError, match=f"^{path}: no reward model .looked from "):
+            reward_model.find(path)
     with pytest.raises(ConfigError, match="holds a RewardModel, expected a Ensemble"):
         reward_model.Ensemble.load(single)
     (tmp_path / "checkpoints").mkdir()

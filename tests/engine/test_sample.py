@@ -162,6 +162,7 @@ def test_which_problems_are_sampled_depends_on_the_seed_and_not_on_how_many():
         ("train.num_steps=4", "train.num_steps has no effect"),
         ("run.save_every=4", "run.save_every has no effect"),
         ("policy.tokens_per_batch=4", "policy.tokens_per_batch has no effect"),
+        ("policy.share_prefixes=false", "policy.share_prefixes has no effect"),
         ("eval.every=0", "[eval] has no effect"),
         ("sft.batch_size=2", "[sft] is for `verigrad sft`"),
         ("sample.keep_per_problem=49", "more than sample.num_samples = 48, so no problem ever has as many"),

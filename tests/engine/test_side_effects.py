@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import random
@@ -9,7 +10,7 @@ from verigrad.engine import lm_harness, makers, probes, suite
 from verigrad.engine.config import ConfigError
 from verigrad.engine.eval_report import Result
 from verigrad.engine.schema import VerifiedGroup
-from verigrad.engine.side_effects import drops_of, flips_of, held_against_each_other, side_effects
+from verigrad.engine.side_effects import drops_of, flips_of, held_against_each_other, show, side_effects
 from verigrad.engine.win_rate import logistic, rates, win_rate
 from verigrad.verifiers.base import Problem, Verdict
 
@@ -27,6 +28,29 @@ def result(label, groups, *, data="one"):
 
 def suite_of(**sets):
     return suite.Suite(sets={name: suite.SuiteSet(path="x", **options) for name, options in sets.items()})
+
+
+def test_how_answers_were_sampled_is_told_with_the_effects():
+    used = {
+        "temperature": 0.0,
+        "num_samples": 1,
+        "max_tokens": 48,
+        "prompts": "abc",
+        "sampler": "vllm",
+    }
+    groups = [group(f"q{n}", [0.0]) for n in range(3)]
+    both = [Result(label, label, {"data": "one"}, used, {}, groups) for label in "ab"]
+    found = side_effects(both, suite_of(one={}))
+    how = "temperature 0, 1 answer to each problem, at most 48 tokens each, prompt template abc, sampler vllm"
+    assert found.as_json()["how"] == how
+    out = io.StringIO()
+    show(found, file=out)
+    assert how in out.getvalue()
+    both[1] = Result("b", "b", {"data": "one"}, {**used, "max_tokens": 9, "num_samples": 4}, {}, groups)
+    assert (
+        "1 or 4 answers to each problem, at most 48 or 9 tokens each"
+        in side_effects(both, suite_of(one={})).how
+    )
 
 
 # The table --------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import pytest
 
 from verigrad.engine.config import ConfigError
-from verigrad.engine.stage_recipe import load, missing_files, to_toml
+from verigrad.engine.stage_recipe import _sort_overrides, load, missing_files, to_toml
 
 RECIPE = """\
 [run]
@@ -191,6 +191,14 @@ def test_a_stages_own_source_by_override(path):
     assert (ours["long"].policy.model, ours["long"].data.path) == ("org/other", "y.jsonl")
     assert (ours["long"].data.split, ours["long"].data.columns) == ("train", {})
     assert ours["rejection"].policy.model == "out/3_long/checkpoints/step_000004"
+
+
+@pytest.mark.parametrize(
+    ("override", "near"), [("preferd.optim.lr=1", "preferred"), ("preferd.loss=ipo", "prefer")]
+)
+def test_a_name_between_a_stage_and_a_section_is_taken_by_what_follows_it(override, near):
+    with pytest.raises(ConfigError, match=rf"did you mean {near}\?"):
+        _sort_overrides({}, ["preferred"], [override])
 
 
 # What is refused -------------------------------------------------------------------------------------------

@@ -99,8 +99,83 @@ def test_rewards_that_were_not_finite(shown):
 def test_a_picture_with_gaps(tmp_path):
     metrics = [{"step": s, "reward": None, "completion_tokens_mean": 1.0, "entropy": None} for s in (1, 2)]
     evals = [{"step": 0, "data": "d", "avg": None, "avg_low": None, "avg_high": None}]
-    curve.draw(tmp_path / "curve.png", metrics, evals, title="a $title_ of $ signs")
+    judge = curve.Judge.of("exact_match", {})
+    curve.draw(
+        tmp_path / "curve.png", metrics, evals, title="a $title_ of $ signs", paid_by=judge, judged_by={}
+    )
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def panels(tmp_path, monkeypatch):
+    """A function that draws and tells of each panel its label, its lines by their names, and its limits."""
+
+    def shown(draw, *words, **more):
+        seen = []
+        monkeypatch.setattr(curve, "_write", lambda figure, path: seen.append(figure))
+        draw(tmp_path / "x.png", *words, title="t", **more)
+        return [
+            (axis.get_ylabel(), [line.get_label() for line in axis.get_lines()], axis.get_ylim())
+            for axis in seen[0].axes
+        ]
+
+    return shown
+
+
+PAID = [
+    {"step": s, "reward": r, "completion_tokens_mean": 1.0, "entropy": 1.0} for s, r in ((1, -0.5), (2, 2.0))
+]
+HELD = [
+    {"step": s, "data": d, "avg": 0.5, "avg_low": 0.4, "avg_high": 0.6} for d in ("a", "b") for s in (0, 2)
+]
+
+
+def test_rewards_of_two_judges_are_two_panels_that_name_them(panels):
+    learned = curve.Judge.of("reward_model", {"model": "runs/m"})
+    true = curve.Judge.of("verigrad.engine.recipes.small_talk:true_reward", {})
+    first, second, last, _entropy = panels(
+        curve.draw, PAID, HELD, paid_by=learned, judged_by={"a": true, "b": true}
+    )
+    assert first[:2] == (
+        "reward (1 is right)",
+        ["a, by small_talk:true_reward, 95% interval", "b, by small_talk:true_reward, 95% interval"],
+    )
+    assert first[2] == (-0.02, 1.02)
+    assert second[:2] == ("reward", ["training, by reward_model"])
+    assert second[2][0] < -0.5
+    assert second[2][1] > 2
+    assert last[0] == "completion tokens (mean)"
+
+
+def test_rewards_of_one_judge_share_a_panel(panels):
+    judge = curve.Judge.of("my/file.py:check", {"strict": True})
+    first, _tokens, _entropy = panels(curve.draw, [], HELD[:2], paid_by=judge, judged_by={"a": judge})
+    assert first[1] == ["training, by file.py:check", "a, by file.py:check, 95% interval"]
+    other = curve.Judge.of("my/file.py:check", {})
+    first, second, *_ = panels(curve.draw, PAID, HELD[:2], paid_by=judge, judged_by={"a": other})
+    assert first[1] == ["a, by file.py:check, other options, 95% interval"]
+    assert second[1] == ["training, by file.py:check"]
+
+
+def test_a_run_on_data_that_is_there_draws_accuracy_and_loss(panels):
+    metrics = [{"step": 1, "loss": 0.7, "accuracy": 0.5}, {"step": 2, "loss": None, "accuracy": 1.0}]
+    evals = [
+        {"step": 0, "data": "held_out", "loss": 0.7, "accuracy": 0.5, "loss_low": 0.6, "loss_high": 0.8},
+        {"step": 1, "data": "other"},
+    ]
+    accuracy, loss = panels(curve.draw_offline, metrics, evals)
+    assert accuracy == ("accuracy", ["training", "held_out"], (-0.02, 1.02))
+    assert loss[:2] == ("loss", ["training", "held_out, 95% interval"])
+    (loss,) = panels(curve.draw_offline, [{"step": 1, "loss": 0.7}], [])
+    assert loss[:2] == ("loss", ["training"])
+    assert len(panels(curve.draw_offline, [], [])) == 1
+
+
+def test_the_table_of_a_run_draws_who_judges_what(shown, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(curve, "draw", lambda *words, **more: drawn.update(more))
+    shown({0: {"a": 0.0}})
+    assert drawn["paid_by"] == drawn["judged_by"]["d"]
 
 
 def test_a_long_note_stays_one_line(tmp_path):
