@@ -211,10 +211,12 @@ class Flow:
         start, busy = time.perf_counter(), self._busy_s()
         batch = None
         while batch is None:
-            name = "verify" if self._sampled() else "rollout"
+            name, since = "verify" if self._sampled() else "rollout", time.perf_counter()
             with timed(name):
                 while batch is None and name == ("verify" if self._sampled() else "rollout"):
                     batch = self._look()
+            if name == "verify":
+                self.scorer.waited(time.perf_counter() - since)
         metrics = {
             "flow/idle_s": time.perf_counter() - start,
             "flow/overlap": self._overlap(start, busy),

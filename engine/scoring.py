@@ -117,6 +117,10 @@ class Scorer:
             for item, given in zip(ordered, verdicts, strict=True)
         ]
 
+    def waited(self, seconds: float) -> None:
+        """Somebody had nothing to do but to wait for verdicts, otherwise than by `wait`."""
+        self._waited_s += seconds
+
     def too_undecided(self, groups: Sequence[VerifiedGroup]) -> bool:
         """Whether more than `verifier.max_undecided_frac` of the verdicts are undecided."""
         verdicts = [verdict for group in groups for verdict in group.verdicts]
