@@ -197,6 +197,8 @@ class VllmEngine:
 
     def release(self) -> None:
         """See Engine.release. On a CPU the engine holds no device memory that the trainer could use."""
+        if self.sleeps and self._streams:
+            self._reset_prefix_cache()  # what lasts begins again with its activations
         if self.sleeps and self.layout is not None and self.layout.shared:
             self.llm.sleep(level=0)  # its weights are the trainer's: only the cache is given away
             self.llm.release_kv_cache_memory()
