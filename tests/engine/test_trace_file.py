@@ -111,3 +111,12 @@ def test_a_folder_that_is_no_run_gets_no_trace(tmp_path):
     with trace_file.into(tmp_path, print):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_the_hidden_share_is_that_of_the_traced_steps(tmp_path):
+    rows = [{"verify/hidden_frac": share} for share in (0.1, 0.9, 0.7)] + [{"step": 4}]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"verify/hid')
+    assert trace_file.mean_hidden(path, num_steps=2) == pytest.approx(0.8)
+    assert trace_file.mean_hidden(path, num_steps=0) is None
+    assert trace_file.mean_hidden(tmp_path / "none.jsonl", num_steps=2) is None
