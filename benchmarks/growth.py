@@ -207,6 +207,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes[1][column].set_xlabel(names[name])
         axes[1][column].set_xscale("log", base=2)
         for axis in axes[:, column]:
+            axis.margins(y=0.1)
             axis.set_ylim(bottom=0)
             axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("µs per trained token")
