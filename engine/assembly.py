@@ -31,6 +31,7 @@ from verigrad.engine.schema import Coefs
 from verigrad.engine.scoring import Judges, Scorer, open_scorers
 from verigrad.engine.screen import Screen
 from verigrad.engine.sync import WeightSync
+from verigrad.engine.warm_up import importing_engine
 from verigrad.verifiers.base import Problem
 
 
@@ -69,7 +70,8 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
         with run.timed("start"):  # what is cheap to get wrong is looked at before a model is made or fetched
             for judge in filter(None, (scorer, judges.second())):
                 judge.require_fit(data.first_problem(cfg.data, seed=cfg.train.seed))
-            audit_before_training(cfg, run, screen)
+            with importing_engine(cfg):
+                audit_before_training(cfg, run, screen)
             control = note_control(scorer.pool.verifier, run)
             model = model_files.fetch(cfg, progress=screen.progress)
             prompter = build_prompter(cfg, model)

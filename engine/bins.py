@@ -88,33 +88,39 @@ def pair_cost(*, hidden_size: int, num_layers: int, num_parameters: int) -> floa
 
 
 def pack_rows(rows: Rows) -> list[list[Row]]:
-    """Rows in as few bins as three greedy ways find, then with as few tokens; none may exceed the budget.
+    """Rows in as few bins as six greedy ways find, then with as few tokens; none may exceed the budget.
 
-    The ways: whole groups, divided where one fits no bin; groups that also fill what room others left; and
-    rows one by one, longest first. Each is first-fit, with bins that hold a row's group before others.
+    Whole groups, divided only where too large; groups that also fill what room others left; rows one by one,
+    longest first. Each into the first bin with room, and into the fullest; bins that hold a row's group
+    come before others.
     """
     groups = sorted(rows.by_group(), key=lambda group: -rows.size(group))
     one_by_one = sorted(([row] for group in groups for row in group), key=lambda one: -rows.lengths[one[0]])
+    whole = [group if rows.size(group) <= rows.max_tokens else None for group in groups]
     ways = [
-        _filled(rows, [group if rows.size(group) <= rows.max_tokens else None for group in groups], groups),
-        _filled(rows, [None] * len(groups), groups),
-        _filled(rows, list(one_by_one), one_by_one),
+        _filled(rows, units, parts, fullest=fullest)
+        for units, parts in ((whole, groups), ([None] * len(groups), groups), (one_by_one, one_by_one))
+        for fullest in (False, True)
     ]
     best = min(ways, key=lambda bins: (len(bins), sum(one.used for one in bins)))
     return [one.members() for one in best]
 
 
-def _filled(rows: Rows, units: Sequence[list[Row] | None], groups: Sequence[list[Row]]) -> list[Bin]:
-    """First-fit of units in their order; None: the group goes whole where it fits, else divided."""
+def _filled(
+    rows: Rows, units: Sequence[list[Row] | None], groups: Sequence[list[Row]], *, fullest: bool
+) -> list[Bin]:
+    """Units in bins in their order; None: the group goes whole where it fits, else divided."""
     bins: list[Bin] = []
     holding: dict[int, list[Bin]] = {}  # group -> bins with rows of it
+
+    def chosen_of(some: Sequence[Bin], unit: list[Row]) -> Bin | None:
+        fitting = (one for one in some if one.fits(unit))
+        return max(fitting, key=lambda one: one.used, default=None) if fullest else next(fitting, None)
 
     def place(unit: list[Row], *, open_new: bool = True) -> bool:
         group = rows.groups[unit[0]]
         near = holding.setdefault(group, [])
-        chosen = next((one for one in near if one.fits(unit)), None) or next(
-            (one for one in bins if one.fits(unit)), None
-        )
+        chosen = chosen_of(near, unit) or chosen_of(bins, unit)
         if chosen is None and open_new:
             bins.append(chosen := Bin(rows))
         if chosen is None:
@@ -260,10 +266,11 @@ def _exchange(taken: list[list[int]], costs: Sequence[float]) -> bool:
 
 
 def waste(sizes: Sequence[int], max_tokens: int) -> float:
-    """Share of the micro-batches beyond the fewest that could hold these tokens, in [0, 1).
+    """Share of the budget that full micro-batches leave unused, in [0, 1); 0.0 where none could be spared.
 
-    `sizes` are the tokens computed in each. Nothing is padded: waste is passes that are less full than they
-    could be, not tokens computed for nothing.
+    `sizes` are the tokens computed in each. The emptiest is not counted: it holds what is left over. Nothing
+    is padded: waste is passes that are less full than they could be, not tokens computed for nothing.
     """
-    fewest = -(-sum(sizes) // max_tokens)
-    return 1 - fewest / len(sizes) if sizes else 0.0
+    if len(sizes) <= -(-sum(sizes) // max_tokens):
+        return 0.0
+    return 1 - (sum(sizes) - min(sizes)) / (max_tokens * (len(sizes) - 1))

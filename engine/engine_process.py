@@ -97,24 +97,10 @@ class EngineProcess:
         self.busy_s = 0.0  # the child has spent decoding, as far as it has told
         self.closed = False
         self.death: str | None = None  # why there will be no more answers
-        self.in_batches = self._start((cfg, model_folder, list(eos_ids), seed))
+        self.in_batches, self._ready = False, False  # the former is known when the latter
+        self.send(cfg, model_folder, list(eos_ids), seed)
         self._reader = threading.Thread(target=self._read, name="engine-process", daemon=True)
         self._reader.start()
-
-    def _start(self, order: tuple[Any, ...]) -> bool:
-        try:
-            self._connection.send(order)
-            kind, value = self._connection.recv()
-        except (EOFError, OSError):
-            self._mourn()
-            raise SamplerError(self.death) from None
-        except BaseException:
-            self.process.kill()
-            raise
-        if kind == "wrong":
-            self.process.wait()
-            raise ConfigError(value)
-        return bool(value)
 
     # -- the connection ------------------------------------------------------------------------------
 
@@ -175,16 +161,25 @@ class EngineProcess:
         if self.death is not None or after:
             raise SamplerError(self.death or "the sampler's process does not answer")
 
-    def ask(self, *message: Any, then: Any = None) -> None:
+    def ask(self, *message: Any) -> None:
         """Tell the child and wait until it has done it; SamplerError with its reason when it refuses."""
         with self._asking:
+            if not self._ready:  # it starts while others do
+                self.in_batches = self._answer()[0]
+                self._ready = True
             self.send(*message)
-            kind, *said = self._answers.get()
+            self._answer()
+
+    def _answer(self) -> list[Any]:
+        kind, *said = self._answers.get()
         if kind == "dead":
             self._answers.put(("dead",))  # for the next who asks
             self.require_alive(after=STOP_S)
+        if kind == "wrong":
+            raise ConfigError(said[0])
         if kind == "refused":
             raise SamplerError(said[0])
+        return said
 
     # -- an engine -----------------------------------------------------------------------------------
 
@@ -207,6 +202,7 @@ class EngineProcess:
             self._num_streams += 1
             stream = self._streams[self._num_streams] = RemoteStream(self, self._num_streams)
         self.ask("open", stream.number, lasting)
+        stream.in_batches = self.in_batches
         try:
             yield stream
         finally:
@@ -258,8 +254,7 @@ class RemoteStream:
     """See Stream: one that the child decodes whether it is looked at or not."""
 
     def __init__(self, engine: EngineProcess, number: int) -> None:
-        self.engine, self.number = engine, number
-        self.in_batches = engine.in_batches
+        self.engine, self.number, self.in_batches = engine, number, False
         self.arrived: queue.SimpleQueue[list[TokenOutput]] = queue.SimpleQueue()
         self._num_open, self._counting = 0, threading.Lock()
 

@@ -20,27 +20,20 @@ from verigrad.engine.machine import prepare_process
 
 TELL_EVERY_S = 0.05  # how often the time spent decoding is told
 
+Inbox = queue.SimpleQueue[tuple[Any, ...]]
+
 
 class Host:
     """An engine, the streams open on it, and the two directions of the connection."""
 
-    def __init__(self, engine: Any, connection: Any, weights: int) -> None:
-        self.engine, self.handle = engine, weights
-        self.inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+    def __init__(self, engine: Any, connection: Any, inbox: Inbox, weights: int) -> None:
+        self.engine, self.inbox, self.handle = engine, inbox, weights
         self.outbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self.streams: dict[int, Any] = {}
         self.open: dict[int, ExitStack] = {}
         self.shared: Any = None
         self.busy_s, self.told = 0.0, 0.0
-        threading.Thread(target=self._read, args=(connection,), daemon=True).start()
         threading.Thread(target=self._write, args=(connection,), daemon=True).start()
-
-    def _read(self, connection: Any) -> None:
-        while True:
-            try:
-                self.inbox.put(connection.recv())
-            except (EOFError, OSError):
-                os._exit(0)  # the trainer is gone, whatever the engine is doing
 
     def _write(self, connection: Any) -> None:
         while True:
@@ -119,9 +112,20 @@ class Host:
         self.engine.version = version
 
 
+def read(connection: Any, inbox: Inbox) -> None:
+    """Put what comes into the inbox, until the trainer is gone; then end, whatever the engine is doing."""
+    while True:
+        try:
+            inbox.put(connection.recv())
+        except (EOFError, OSError):
+            os._exit(0)
+
+
 def main(connection: Any, weights: int) -> None:
     """Build the engine that the first message describes, and serve."""
-    cfg, folder, eos_ids, seed = connection.recv()
+    inbox: Inbox = queue.SimpleQueue()
+    threading.Thread(target=read, args=(connection, inbox), daemon=True).start()
+    cfg, folder, eos_ids, seed = inbox.get()
     from verigrad.engine.config import ConfigError
     from verigrad.engine.rollout_backends import build_engine
 
@@ -133,7 +137,7 @@ def main(connection: Any, weights: int) -> None:
     with engine.stream() as stream:
         in_batches = stream.in_batches
     connection.send(("ready", in_batches))
-    host = Host(engine, connection, weights)
+    host = Host(engine, connection, inbox, weights)
     try:
         host.run()
     except BaseException as error:

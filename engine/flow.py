@@ -18,6 +18,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.curriculum import Curriculum
 from verigrad.engine.data import ProblemStream
@@ -29,6 +31,13 @@ from verigrad.engine.scoring import Pending, Scorer
 from verigrad.verifiers.base import Problem, Verdict
 
 LOOK_S = 0.01  # between two looks for verdicts
+COLUMNS = {
+    "token_ids": torch.int64,
+    "loss_mask": torch.bool,
+    "logprobs": torch.float64,
+    "policy_versions": torch.int64,
+}
+"""What a rollout says of each of its tokens, as a checkpoint holds it."""
 
 Timed = Callable[[str], AbstractContextManager[None]]
 
@@ -211,10 +220,12 @@ class Flow:
         start, busy = time.perf_counter(), self._busy_s()
         batch = None
         while batch is None:
-            name = "verify" if self._sampled() else "rollout"
+            name, since = "verify" if self._sampled() else "rollout", time.perf_counter()
             with timed(name):
                 while batch is None and name == ("verify" if self._sampled() else "rollout"):
                     batch = self._look()
+            if name == "verify":
+                self.scorer.waited(time.perf_counter() - since)
         metrics = {
             "flow/idle_s": time.perf_counter() - start,
             "flow/overlap": self._overlap(start, busy),
@@ -294,7 +305,7 @@ class Flow:
             if not row["rollouts"]:
                 self._unfinished[drawn.number] = drawn
                 continue
-            drawn.rollouts = {index: Rollout(**one) for index, one in enumerate(row["rollouts"])}
+            drawn.rollouts = {index: _rollout(one) for index, one in enumerate(row["rollouts"])}
             if row["verdicts"]:
                 verdicts = [Verdict(**one) for one in row["verdicts"]]
                 drawn.verified = VerifiedGroup(drawn.problem, list(drawn.rollouts.values()), verdicts)
@@ -309,7 +320,11 @@ def _plain(drawn: Drawn) -> dict[str, Any]:
     return {
         "number": drawn.number,
         "problem": drawn.problem.id,
-        "rollouts": [_fields(rollout) for rollout in rollouts],
+        "rollouts": [
+            _fields(one)
+            | {name: torch.tensor(getattr(one, name), dtype=kind) for name, kind in COLUMNS.items()}
+            for one in rollouts
+        ],
         "verdicts": [
             _fields(one)
             | {"reward": None if one.reward is None else float(one.reward)}
@@ -317,6 +332,10 @@ def _plain(drawn: Drawn) -> dict[str, Any]:
             for one in verdicts
         ],
     }
+
+
+def _rollout(row: Mapping[str, Any]) -> Rollout:
+    return Rollout(**{**row, **{name: row[name].tolist() for name in COLUMNS}})
 
 
 def _fields(one: Rollout | Verdict) -> dict[str, Any]:

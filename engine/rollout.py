@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +129,33 @@ class Engine(Protocol):
         ...
 
 
+OnRollout = Callable[[int, Problem, int, int, Rollout], None]
+"""Called with: position of a group, its problem, index of a rollout, rollouts in the group, the rollout."""
+
+
+class Arriving:
+    """Groups as they finish; before that each rollout by itself, for whoever sets `on_rollout` in time."""
+
+    def __init__(self) -> None:
+        self.on_rollout: OnRollout | None = None
+        self.groups: Generator[tuple[int, RolloutGroup]]
+
+    def tell(self, position: int, problem: Problem, index: int, size: int, rollout: Rollout) -> None:
+        """One rollout has finished."""
+        if self.on_rollout is not None:
+            self.on_rollout(position, problem, index, size, rollout)
+
+    def __iter__(self) -> Iterator[tuple[int, RolloutGroup]]:
+        return self.groups
+
+    def __next__(self) -> tuple[int, RolloutGroup]:
+        return next(self.groups)
+
+    def close(self) -> None:
+        """Give up; what is unfinished is dropped."""
+        self.groups.close()
+
+
 class Sampler:
     """Groups of rollouts from an engine, tagged with the version of the weights that made them."""
 
@@ -166,12 +193,28 @@ class Sampler:
         group_size: int,
         seed: tuple[object, ...],
         names: Sequence[str] | None = None,
-    ) -> Iterator[tuple[int, RolloutGroup]]:
-        """One completion per rollout: yield (position in `problems`, group) as groups finish.
+    ) -> "Arriving":
+        """One completion per rollout: (position in `problems`, group) as groups finish.
 
         Each sample's seed is a hash of `seed`, its problem's position (or its name in `names` [P]) and its
         own index, so it does not depend on when or with what else it was sampled.
         """
+        arriving = Arriving()
+        arriving.groups = self._completed(
+            problems, params, group_size=group_size, seed=seed, names=names, tell=arriving.tell
+        )
+        return arriving
+
+    def _completed(
+        self,
+        problems: Sequence[Problem],
+        params: SamplingParams,
+        *,
+        group_size: int,
+        seed: tuple[object, ...],
+        names: Sequence[str] | None,
+        tell: "OnRollout",
+    ) -> Generator[tuple[int, RolloutGroup]]:
         keys: Sequence[object] = range(len(problems)) if names is None else names
         requests = [
             request
@@ -183,6 +226,7 @@ class Sampler:
             position, index = divmod(output.index, group_size)
             group = waiting[position]
             group[index] = self.rollout(requests[output.index], output)
+            tell(position, problems[position], index, group_size, group[index])
             if len(group) == group_size:
                 done = waiting.pop(position)
                 yield position, RolloutGroup(problems[position], [done[i] for i in range(group_size)])

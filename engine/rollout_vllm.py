@@ -51,6 +51,8 @@ class VllmEngine:
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 generation_config="vllm",  # the model folder's own top_p or temperature must not sneak in
+                # After an update in flight all that is half sampled is read again; canaries come before it.
+                scheduling_policy="priority" if cfg.rollout.max_staleness else "fcfs",
                 **self._device_settings(cfg),
                 **adapter_settings(cfg),
             )
@@ -197,6 +199,8 @@ class VllmEngine:
 
     def release(self) -> None:
         """See Engine.release. On a CPU the engine holds no device memory that the trainer could use."""
+        if self.sleeps and self._streams:
+            self._reset_prefix_cache()  # what lasts begins again with its activations
         if self.sleeps and self.layout is not None and self.layout.shared:
             self.llm.sleep(level=0)  # its weights are the trainer's: only the cache is given away
             self.llm.release_kv_cache_memory()
@@ -217,8 +221,8 @@ class VllmEngine:
 class VllmStream:
     """See Stream. vLLM takes new requests between any two steps of decoding.
 
-    It serves first come first, so a lasting stream gives it no more than it decodes at once, and leaves a few
-    places free: what others ask for in passing need not wait for all that is to be trained on.
+    A lasting stream gives it no more than it decodes at once, and leaves a few places free: what others ask
+    for in passing need not wait for all that is to be trained on.
     """
 
     in_batches = False
@@ -258,7 +262,9 @@ class VllmStream:
         self._num_added += 1
         prompt = {"prompt_token_ids": list(request.prompt_ids)}
         own = engine.vllm_params(params, seed=request.seed)
-        engine.llm.llm_engine.add_request(name, prompt, own, lora_request=engine.adapter)
+        # Only an engine that schedules by priority looks at it; a lower one comes first.
+        order = int(self.lasting)
+        engine.llm.llm_engine.add_request(name, prompt, own, lora_request=engine.adapter, priority=order)
         self._running[name] = index
 
     def step(self) -> list[TokenOutput]:

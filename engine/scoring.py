@@ -1,7 +1,6 @@
 """Groups of rollouts to verdicts, judged by worker processes while others are still being sampled."""
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -12,14 +11,16 @@ from typing import Any
 
 from verigrad.engine import sandboxing, trace_file
 from verigrad.engine.config import Config, ConfigError
+from verigrad.engine.rollout import Arriving
 from verigrad.engine.sandboxing import NoSandbox
-from verigrad.engine.schema import Metrics, RolloutGroup, VerifiedGroup
+from verigrad.engine.schema import Metrics, Rollout, RolloutGroup, VerifiedGroup
 from verigrad.engine.settings import EvalConfig, EvalSet
 from verigrad.engine.verifier_health import UndecidedError, VerifierHealth, as_metrics
 from verigrad.sandboxes.base import SandboxUnavailable
 from verigrad.verifiers.base import Problem, Verdict
 from verigrad.verifiers.identity import identity
 from verigrad.verifiers.isolation import VerifierPool
+from verigrad.verifiers.pool_checks import Opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,46 +30,6 @@ class Pending:
     position: int
     group: RolloutGroup
     verdicts: "Future[list[Verdict]]"
-
-
-class Judging:
-    """The time in which a verifier had something to judge, and how much of it somebody waited for."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._num_open = 0  # groups handed in and not judged
-        self._since = 0.0  # when the first of them was
-        self._busy_s, self._waited_s = 0.0, 0.0
-
-    def begin(self, verdicts: "Future[list[Verdict]]") -> None:
-        """A group was handed in."""
-        with self._lock:
-            if self._num_open == 0:
-                self._since = time.perf_counter()
-            self._num_open += 1
-        verdicts.add_done_callback(self._end)
-
-    def _end(self, verdicts: "Future[list[Verdict]]") -> None:
-        with self._lock:
-            self._num_open -= 1
-            if self._num_open == 0:
-                self._busy_s += time.perf_counter() - self._since
-
-    @contextmanager
-    def waited_for(self) -> Iterator[None]:
-        """Nothing else is done within than to wait for verdicts."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._waited_s += time.perf_counter() - start
-
-    def take(self) -> float:
-        """Share of the time since this was last asked that nobody waited for; 1 where nothing was judged."""
-        with self._lock:
-            busy, waited = self._busy_s, self._waited_s
-            self._busy_s, self._waited_s = 0.0, 0.0
-        return 1.0 - min(busy, waited) / busy if busy > 0 else 1.0
 
 
 class Scorer:
@@ -96,7 +57,7 @@ class Scorer:
         except ValueError as error:  # no such verifier, or not with these options
             raise ConfigError(f"{setting}: {error}") from error
         self.pool.on_check = trace_file.watcher(name)
-        self.judging = Judging()
+        self._waited_s = 0.0  # for verdicts, since it was last asked
         self.identity = identity(name, options, version=self.pool.verifier.policy.version)
 
     @property
@@ -112,26 +73,53 @@ class Scorer:
             raise ConfigError(f"{self.setting} = {self.name!r} does not fit the data: {error}") from error
 
     def submit(self, arriving: Iterable[tuple[int, RolloutGroup]]) -> list[Pending]:
-        """Hand each group to the workers as it arrives; returns when the last has arrived."""
+        """Hand what arrives to the workers; returns when the last group has arrived.
+
+        A rollout is judged as soon as it ends, where whoever samples tells of it (rollout.Arriving) and the
+        verifier looks at one attempt at a time; else when its group is whole.
+        """
+        opened: dict[int, Opened] = {}
+
+        def begin(position: int, problem: Problem, index: int, size: int, rollout: Rollout) -> None:
+            if position not in opened:
+                with self._fitting():
+                    opened[position] = self.pool.open(problem, size)
+            self.pool.add(opened[position], index, rollout.attempt)
+
+        if isinstance(arriving, Arriving) and self.pool.takes_single:
+            arriving.on_rollout = begin
         pending = []
         for position, group in arriving:
-            attempts = [rollout.attempt for rollout in group.rollouts if rollout.settled is None]
-            try:
-                verdicts = self.pool.submit(group.problem, attempts)
-            except ValueError as error:  # the row lacks what the verifier asks for
-                raise ConfigError(f"{self.setting} = {self.name!r} does not fit the data: {error}") from error
-            self.judging.begin(verdicts)
+            if position in opened:
+                verdicts = opened[position].group.future
+            else:
+                attempts = [rollout.attempt for rollout in group.rollouts if rollout.settled is None]
+                with self._fitting():
+                    verdicts = self.pool.submit(group.problem, attempts)
             pending.append(Pending(position, group, verdicts))
         return pending
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:  # the row lacks what the verifier asks for
+            raise ConfigError(f"{self.setting} = {self.name!r} does not fit the data: {error}") from error
 
     def wait(self, pending: Sequence[Pending]) -> list[VerifiedGroup]:
         """All verdicts, in order of position: which group was sampled or judged first leaves no trace."""
         ordered = sorted(pending, key=lambda item: item.position)
-        with self.judging.waited_for():
-            return [
-                VerifiedGroup(item.group.problem, item.group.rollouts, _with_settled(item))
-                for item in ordered
-            ]
+        started = time.perf_counter()
+        verdicts = [_with_settled(item) for item in ordered]
+        self._waited_s += time.perf_counter() - started
+        return [
+            VerifiedGroup(item.group.problem, item.group.rollouts, given)
+            for item, given in zip(ordered, verdicts, strict=True)
+        ]
+
+    def waited(self, seconds: float) -> None:
+        """Somebody had nothing to do but to wait for verdicts, otherwise than by `wait`."""
+        self._waited_s += seconds
 
     def too_undecided(self, groups: Sequence[VerifiedGroup]) -> bool:
         """Whether more than `verifier.max_undecided_frac` of the verdicts are undecided."""
@@ -157,12 +145,18 @@ class Scorer:
     def step_health(self, groups: Sequence[VerifiedGroup], *, note: Callable[[str], None]) -> Metrics:
         """verify/... since this was last asked; counts the step's undecided verdicts towards a pause."""
         self.watch.observe([verdict for group in groups for verdict in group.verdicts])
-        hidden = {"verify/hidden_frac": self.judging.take()}
+        hidden = {"verify/hidden_frac": self._hidden_frac()}
         return hidden | self.watch.metrics(self.pool.take_stats(), note=note)
+
+    def _hidden_frac(self) -> float:
+        """Share of the judging since this was last asked that nobody waited for; 1 where there was none."""
+        busy, waited = self.pool.busy.take(), self._waited_s
+        self._waited_s = 0.0
+        return 1.0 - min(busy, waited) / busy if busy > 0 else 1.0
 
     def take_health(self) -> Metrics:
         """verify/... since this was last asked, and nothing else."""
-        self.judging.take()
+        self._hidden_frac()
         return as_metrics(self.pool.take_stats())
 
     def __enter__(self) -> "Scorer":

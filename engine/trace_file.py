@@ -148,7 +148,7 @@ def gaps(spans: list[Span]) -> list[Span]:
     return found
 
 
-def told(tracer: Tracer, path: Path, hidden: float | None) -> str:
+def told(tracer: Tracer, path: Path) -> str:
     """The trace in one line."""
     steps = [one for one in tracer.spans if one.name == STEP and one.track == LOOP]
     total = sum(one.end - one.start for one in steps)
@@ -156,6 +156,7 @@ def told(tracer: Tracer, path: Path, hidden: float | None) -> str:
     words = [f"trace of {len(steps)} steps in {path}, to be opened at https://ui.perfetto.dev"]
     if total:
         words.append(f"{idle / total:.1%} of the steps' time between phases")
+    hidden = mean_hidden(path.with_name("metrics.jsonl"), num_steps=len(steps))
     if hidden is not None:
         words.append(f"{hidden:.0%} of verification hidden behind sampling")
     return "; ".join(words)
@@ -171,17 +172,21 @@ def _order(tracks: Mapping[str, int]) -> Iterator[dict[str, Any]]:
         yield _named("thread_sort_index", number, name) | {"args": {"sort_index": number}}
 
 
-def mean_hidden(rows: list[dict[str, Any]]) -> float | None:
-    """verify/hidden_frac over the steps that judged anything."""
-    seen = [row["verify/hidden_frac"] for row in rows if row.get("verify/hidden_frac") is not None]
-    return sum(seen) / len(seen) if seen else None
+def mean_hidden(metrics: Path, *, num_steps: int) -> float | None:
+    """Mean of verify/hidden_frac over the last steps of a metrics.jsonl; None where there are none."""
+    seen = []
+    for line in metrics.read_text().splitlines() if metrics.exists() else []:
+        with contextlib.suppress(
+            ValueError, KeyError, TypeError
+        ):  # a line cut off by a kill; another verb's row
+            seen.append(float(json.loads(line)["verify/hidden_frac"]))
+    last = seen[-num_steps:] if num_steps else []
+    return sum(last) / len(last) if last else None
 
 
 @contextmanager
 def into(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Record a run, and write its trace into its folder when it ends, however it ends."""
-    from verigrad.engine.run import read_jsonl
-
     with recording() as tracer:
         try:
             yield
@@ -190,4 +195,4 @@ def into(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
                 path = folder / NAME
                 with contextlib.suppress(OSError):  # a full disk has been told of already
                     tracer.write(path)
-                    say(told(tracer, path, mean_hidden(read_jsonl(folder / "metrics.jsonl"))))
+                    say(told(tracer, path))

@@ -20,8 +20,8 @@ from typing import Any
 from verigrad.sandboxes.pool import SandboxSettings
 from verigrad.verifiers import blame, registry
 from verigrad.verifiers.base import Attempt, Problem, Verdict
-from verigrad.verifiers.pool_checks import Check, Group, bounded, plain_row, problem_json
-from verigrad.verifiers.pool_stats import PoolStats
+from verigrad.verifiers.pool_checks import Check, Group, Opened, bounded, plain_row, problem_json
+from verigrad.verifiers.pool_stats import BusyTime, PoolStats
 from verigrad.verifiers.service_keeper import Lease
 from verigrad.verifiers.verdict_cache import VerdictCache, cacheable
 from verigrad.verifiers.worker import EXIT_MEMORY
@@ -75,7 +75,7 @@ class VerifierPool:
         self._queue: queue.SimpleQueue[Check | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # of the statistics, the cache and who waits for whom
         self._closed = False
-        self._stats, self._recent = PoolStats(), PoolStats()
+        self._stats, self._recent, self.busy = PoolStats(), PoolStats(), BusyTime()
         remembers = cache and cacheable(self.verifier)
         self._cache = VerdictCache(self.verifier, options or {}, seed=seed) if remembers else None
         self._followers: dict[bytes, list[Check]] = {}  # equal to one that is being judged
@@ -104,23 +104,42 @@ class VerifierPool:
 
         Raises ValueError at once when the row lacks what the verifier needs or cannot be written as JSON.
         """
-        if self._closed:
-            raise RuntimeError("this VerifierPool is closed; submit before close()")
-        self.verifier.check_row(problem)
+        opened = self.open(problem, len(attempts))
         attempts = [bounded(attempt, self._max_text) for attempt in attempts]
-        sent = {} if self._inline else problem_json(problem)
         if self.verifier.prefetch is not None:
             with contextlib.suppress(Exception):  # only a hint: the check itself says what is wrong
                 self.verifier.prefetch(problem, attempts)
-        group = Group(len(attempts))
-        if not attempts:
-            group.future.set_result([])
-        keys = self._cache.keys(sent, attempts) if self._cache is not None else [None] * len(attempts)
         whole = [list(range(len(attempts)))] if self.verifier.group else [[n] for n in range(len(attempts))]
         for indices in whole if attempts else []:
-            key = keys[indices[0]]
-            self._place(Check(problem, [attempts[n] for n in indices], indices, group, sent, key))
-        return group.future
+            self._add(opened, indices, [attempts[n] for n in indices])
+        return opened.group.future
+
+    @property
+    def takes_single(self) -> bool:
+        """Whether nothing is lost by `add`ing a group's attempts one by one."""
+        return not self.verifier.group and self.verifier.prefetch is None
+
+    def open(self, problem: Problem, size: int) -> Opened:
+        """A group whose attempts follow one by one, each by `add`; its future is `group.future`.
+
+        Raises ValueError as `submit` does.
+        """
+        if self._closed:
+            raise RuntimeError("this VerifierPool is closed; submit before close()")
+        self.verifier.check_row(problem)
+        opened = Opened(problem, {} if self._inline else problem_json(problem), Group(size))
+        if not size:
+            opened.group.future.set_result([])
+        return opened
+
+    def add(self, opened: Opened, index: int, attempt: Attempt) -> None:
+        """Queue one attempt of an open group, in its place."""
+        assert self.takes_single, "a verifier of groups is given whole groups"
+        self._add(opened, [index], [bounded(attempt, self._max_text)])
+
+    def _add(self, opened: Opened, indices: list[int], attempts: Sequence[Attempt]) -> None:
+        key = self._cache.keys(opened.sent, attempts)[0] if self._cache is not None else None
+        self._place(Check(opened.problem, attempts, indices, opened.group, opened.sent, key))
 
     def stats(self) -> dict[str, Any]:
         """Counts so far, the slowest check, and the median and 99th percentile of seconds per check."""
@@ -181,6 +200,7 @@ class VerifierPool:
         self._enqueue(check)
 
     def _enqueue(self, check: Check) -> None:
+        self.busy.begin()
         self._queue.put(check)
         with self._lock:
             for stats in (self._stats, self._recent):
@@ -188,6 +208,7 @@ class VerifierPool:
 
     def _settle(self, check: Check, verdicts: Sequence[Verdict]) -> None:
         """Hand out a check's verdicts, also to those that waited for it where they are fit to be kept."""
+        self.busy.end()
         followers: list[Check] = []
         shared: Verdict | None = None
         with self._lock:

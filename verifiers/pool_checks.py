@@ -36,6 +36,15 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """A problem whose attempts are judged as they come."""
+
+    problem: Problem
+    sent: Mapping[str, Any]  # the problem as it travels
+    group: Group
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """What a worker judges in one go: one attempt, or a group verifier's whole group."""
 

@@ -1,6 +1,8 @@
 """Verdicts as they come in -> a verifier's health: counts, latencies, the slowest sample, what went wrong."""
 
 import statistics
+import threading
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +21,37 @@ CLOCKED = (
     "hidden_frac",
 )  # differ between two runs
 MAX_LATENCIES = 10_000
+
+
+class BusyTime:
+    """Wall time in which at least one check was waiting or being judged."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_open, self._since, self._seconds = 0, 0.0, 0.0
+
+    def begin(self) -> None:
+        """One check more."""
+        with self._lock:
+            if self._num_open == 0:
+                self._since = time.perf_counter()
+            self._num_open += 1
+
+    def end(self) -> None:
+        """One check is judged."""
+        with self._lock:
+            self._num_open -= 1
+            if self._num_open == 0:
+                self._seconds += time.perf_counter() - self._since
+
+    def take(self) -> float:
+        """Seconds since this was last asked."""
+        with self._lock:
+            seconds, self._seconds = self._seconds, 0.0
+            if self._num_open:
+                now = time.perf_counter()
+                seconds, self._since = seconds + now - self._since, now
+            return seconds
 
 
 @dataclass(slots=True)

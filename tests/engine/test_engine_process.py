@@ -150,7 +150,11 @@ def test_a_killed_child_is_one_line_to_everyone_who_waits(mortal):
 @pytest.mark.slow
 def test_a_child_that_cannot_start_says_why(tmp_path):
     with pytest.raises(SamplerError, match=r"ended with status 1; its last words: .*no-such-model"):
-        EngineProcess(settings(), str(tmp_path / "no-such-model"), eos_ids=[1], seed=0)
+        list(
+            EngineProcess(settings(), str(tmp_path / "no-such-model"), eos_ids=[1], seed=0).generate(
+                [], PARAMS
+            )
+        )
 
 
 @pytest.mark.slow

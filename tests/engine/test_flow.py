@@ -95,6 +95,9 @@ class ScriptedScorer:
             VerifiedGroup(one.group.problem, one.group.rollouts, one.verdicts.result()) for one in pending
         ]
 
+    def waited(self, seconds):
+        assert seconds >= 0
+
     def too_undecided(self, groups):
         return False
 

@@ -1,11 +1,13 @@
 """Groups to verdicts: in the problems' order, whatever finishes first; too many undecided is an error."""
 
 import re
+import time
 
 import pytest
 
 from tests.tiny import VERIFIERS, config, rollout
 from verigrad.engine.config import ConfigError
+from verigrad.engine.rollout import Arriving
 from verigrad.engine.schema import Rollout, RolloutGroup, VerifiedGroup
 from verigrad.engine.scoring import Scorer, open_scorers
 from verigrad.engine.verifier_health import UndecidedError
@@ -16,6 +18,8 @@ import time
 def sleepy(text):
     time.sleep(float(text))
     return float(text) < 0.1
+def together(texts):
+    return [len(texts) / 10 for _ in texts]
 """
 
 
@@ -46,6 +50,58 @@ def test_the_slow_and_the_late_leave_no_trace(scorer):
     assert [one.problem.id for one in judged] == ["a", "b", "c"]
     assert [one.correctness for one in judged] == [[0.0, 1.0], [1.0], [1.0, 0.0]]
     assert judge.health()["num_checked"] == 5
+
+
+def telling(wanted, between):
+    """A sampler whose rollouts end one by one: all of a group's are told of before the group is yielded."""
+    arriving = Arriving()
+
+    def run():
+        for position, whole in wanted:
+            for index, one in enumerate(whole.rollouts):
+                arriving.tell(position, whole.problem, index, len(whole.rollouts), one)
+                between(index)
+            yield position, whole
+
+    arriving.groups = run()
+    return arriving
+
+
+def test_a_rollout_is_judged_before_its_group_is_whole(scorer):
+    judge, seen = scorer("sleepy", num_workers=1), []
+
+    def between(index):
+        ends = time.monotonic() + 30
+        while judge.health()["num_checked"] <= index and time.monotonic() < ends:
+            time.sleep(0.01)
+        seen.append(judge.health()["num_checked"])
+
+    [one] = judge.wait(judge.submit(telling([(0, group("a", "0.3", "0.01", "0.02"))], between)))
+    assert seen == [1, 2, 3]
+    assert one.correctness == [0.0, 1.0, 1.0]
+    assert judge._hidden_frac() > 0.9
+
+
+def test_a_verifier_of_groups_still_gets_whole_groups(scorer):
+    judge = scorer("together")
+    [one] = judge.wait(judge.submit(telling([(0, group("a", "x", "y", "z"))], lambda index: None)))
+    assert one.correctness == [0.3, 0.3, 0.3]
+
+
+def test_one_by_one_or_together_the_place_in_the_group_is_the_same():
+    cfg = config(verifier={"name": "random", "cache": False})
+    wanted = [(n, group(str(n), *"abcdefgh")) for n in range(4)]
+    rewards = []
+    for arriving in (wanted, telling(wanted, lambda index: None)):
+        with paying(cfg) as judge:
+            rewards.append([one.correctness for one in judge.wait(judge.submit(arriving))])
+    assert rewards[0] == rewards[1]
+    assert len({tuple(one) for one in rewards[0]}) > 1
+
+
+def test_a_row_that_does_not_fit_is_told_of_by_its_first_rollout(scorer):
+    with pytest.raises(ConfigError, match="does not fit the data"):
+        scorer("wants_hint").submit(telling([(0, group("a", "x"))], lambda index: None))
 
 
 def judged(*decided):

@@ -1,13 +1,11 @@
 """engine/trace_file.py: what a trace holds, that it can be read, and that its phases nest."""
 
 import json
-from concurrent.futures import Future
 
 import pytest
 
 from tests.tiny import Forked, run_cli, write_recipe
-from verigrad.engine import scoring, trace_file
-from verigrad.engine.scoring import Judging
+from verigrad.engine import trace_file
 from verigrad.engine.trace_file import GAPS, LOOP, Span, Tracer, gaps, recording, span
 
 
@@ -115,32 +113,10 @@ def test_a_folder_that_is_no_run_gets_no_trace(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-class Clock:
-    now = 0.0
-
-    def perf_counter(self):
-        return self.now
-
-
-def test_the_hidden_share_is_the_judging_that_nobody_waited_for(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(scoring, "time", clock)
-    judging, first, second = Judging(), Future(), Future()
-    assert judging.take() == 1.0  # nothing was judged
-    judging.begin(first)
-    clock.now = 2.0
-    judging.begin(second)
-    clock.now = 3.0
-    first.set_result([])
-    with judging.waited_for():
-        clock.now = 4.0
-        second.set_result([])
-    assert judging.take() == 0.75  # busy from 0 to 4, waited for from 3 to 4
-    assert judging.take() == 1.0
-    third = Future()
-    clock.now = 10.0
-    with judging.waited_for():
-        judging.begin(third)
-        clock.now = 12.0
-        third.set_result([])
-    assert judging.take() == 0.0
+def test_the_hidden_share_is_that_of_the_traced_steps(tmp_path):
+    rows = [{"verify/hidden_frac": share} for share in (0.1, 0.9, 0.7)] + [{"step": 4}]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"verify/hid')
+    assert trace_file.mean_hidden(path, num_steps=2) == pytest.approx(0.8)
+    assert trace_file.mean_hidden(path, num_steps=0) is None
+    assert trace_file.mean_hidden(tmp_path / "none.jsonl", num_steps=2) is None
