@@ -73,7 +73,9 @@ def undecided(one: Record) -> Iterator[str]:
     if one.verb == "label":
         what, steps, of = ("judgements", "chunks of rows", "judgements")
     reasons = one.reasons().most_common(1)
-    why = f"; the most common reason, {reasons[0][1]} times: {reasons[0][0][:200]}" if reasons else ""
+    why = ""
+    for reason, num in reasons:
+        why = f"; the most common reason, {num} time{'s' * (num > 1)}: {reason[:200]}"
     yield (
         f"{what} failed in {len(shares)} of {len(one.metrics)} {steps}, at most {max(shares):.1%} of the "
         f"{of} of one; they were left out{why}"

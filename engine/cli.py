@@ -165,13 +165,10 @@ class Parser(argparse.ArgumentParser):
         """Say of words that no argument took what was meant by them."""
         options = [name for action in self._actions for name in action.option_strings]
         said = []
-        for word in words:
-            if not word.startswith("-"):
-                said.append(f"{word}: a word too many")
-                continue
+        for word in (word for word in words if word.startswith("-")):
             near = difflib.get_close_matches(word.partition("=")[0], options, n=1)
             said.append(f"{word}: no such option" + (f", did you mean {near[0]}?" if near else ""))
-        self.error("; ".join(said))
+        self.error("; ".join(said) or f"{' '.join(words)}: more words than it takes")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

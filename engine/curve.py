@@ -1,4 +1,7 @@
-"""A run's metrics and evaluations to a picture: rewards by who judged, or loss and accuracy."""
+"""A run's metrics and evaluations to a picture.
+
+Of `train` rewards, one panel for each judge; of `sft`, `prefer` and `reward` accuracy and loss.
+"""
 
 import json
 import math

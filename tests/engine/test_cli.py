@@ -176,9 +176,15 @@ def test_the_installed_command_is_this(tmp_path):
         (["train", "tiny.toml", "--rollout.group_size=4"], "settings are written without --"),
         (["train"], "are required: recipe; see verigrad train --help\n"),
         (["train", "tiny.toml", "--dryrun"], "--dryrun: no such option, did you mean --dry-run?"),
-        (["card", "run", "--efects", "x"], "--efects: no such option, did you mean --effects?"),
+        (
+            ["card", "run", "--efects", "x"],
+            "verigrad: --efects: no such option, did you mean --effects?; see",
+        ),
         (["card", "run", "--zzz"], "--zzz: no such option; see verigrad card --help\n"),
-        (["verify", "exact_match", "c.jsonl", "d.jsonl"], "d.jsonl: a word too many; see verigrad verify"),
+        (
+            ["verify", "exact_match", "c.jsonl", "d.jsonl"],
+            "d.jsonl: more words than it takes; see verigrad verify",
+        ),
         (["eval", "run", "--n", "many"], "argument --n: invalid int value: 'many'; see verigrad eval --help"),
         (
             ["audit", "exact_match", "c.jsonl", "--data.split=x"],
