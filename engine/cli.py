@@ -257,11 +257,8 @@ def run_recipe(args: argparse.Namespace) -> int:
     from verigrad.engine import config, dry_run, stages
 
     trace = getattr(args, "trace", False)
-    if trace and (args.dry_run or stages.has_stages(args.recipe)):
-        what = (
-            "--dry-run, which runs nothing" if args.dry_run else "a recipe of stages; trace one stage's own"
-        )
-        raise config.ConfigError(f"--trace cannot be with {what}")
+    if trace and stages.has_stages(args.recipe):
+        raise config.ConfigError("--trace is of one run, and this recipe has stages; trace one stage's own")
     if args.verb == "train" and stages.has_stages(args.recipe):
         return stages.run(args.recipe, args.overrides, dry_run=args.dry_run, debug=args.debug)
     cfg = config.load(args.recipe, args.overrides, verb=args.verb)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch import Tensor
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.engine_process_weights import SharedWeights, new_file
 from verigrad.engine.rollout import SamplerError, SamplingParams, TokenOutput, TokenRequest
+from verigrad.engine.weight_sharing import NoLayout
 
 WAIT_S = 0.05  # longest step of a stream
 STOP_S = 5.0  # from being asked to stop to being killed
@@ -218,13 +219,28 @@ class EngineProcess:
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See Engine.load_weights. Returns when they are loaded; they are used when they have a version."""
+        self.put(weights)
+        self.ask("load")
+        self._untold = True
+
+    def put(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Write them where the child can see them, and no more."""
         if self._shared is None:
             self._shared = SharedWeights.of(self._file.fileno(), weights)
-            self.ask("load", self._shared.places, self._shared.size)
+            self.send("block", self._shared.places, self._shared.size)
         else:
             self._shared.write(weights)
-            self.ask("load", None, 0)
-        self._untold = True
+
+    def lay_out(self, shapes: Mapping[str, torch.Size] | None) -> "RemoteLayout | None":
+        """See VllmEngine.lay_out: whether the child can write weights into their places is found there."""
+        plain = None if shapes is None else {name: tuple(shape) for name, shape in shapes.items()}
+        try:
+            self.ask("lay_out", plain)
+        except SamplerError as error:
+            self.require_alive()
+            if plain is not None:
+                raise NoLayout(str(error)) from error
+        return None if plain is None else RemoteLayout(self)
 
     def load_adapter(self, folder: Path) -> None:
         """Not for this engine: what it has begun would go on with the old adapter."""
@@ -248,6 +264,29 @@ class EngineProcess:
             self.process.wait()
             self._reader.join(timeout=STOP_S)
             self._connection.close()
+
+
+class RemoteLayout:
+    """See weight_sharing.Layout: of a model in the child, which shares no memory with the trainer's."""
+
+    shared = False
+
+    def __init__(self, engine: EngineProcess) -> None:
+        self.engine = engine
+
+    def holds(self, weights: Iterable[tuple[str, Tensor]]) -> bool:
+        """Whether the child computes with these weights."""
+        self.engine.put(weights)
+        try:
+            self.engine.ask("holds")
+        except SamplerError:
+            self.engine.require_alive()
+            return False
+        return True
+
+    def share(self, model: torch.nn.Module) -> None:
+        """Never: NoLayout."""
+        raise NoLayout("the sampler is a process of its own")
 
 
 class RemoteStream:

@@ -18,6 +18,7 @@ from typing import Any
 
 from verigrad.engine.machine import prepare_process
 
+ANSWERED = ("open", "load", "lay_out", "holds")  # messages whose sender waits
 TELL_EVERY_S = 0.05  # how often the time spent decoding is told
 
 Inbox = queue.SimpleQueue[tuple[Any, ...]]
@@ -32,6 +33,8 @@ class Host:
         self.streams: dict[int, Any] = {}
         self.open: dict[int, ExitStack] = {}
         self.shared: Any = None
+        # Weights without a version are not used: what they sample would be called by that of the old ones.
+        self.untold = False
         self.busy_s, self.told = 0.0, 0.0
         threading.Thread(target=self._write, args=(connection,), daemon=True).start()
 
@@ -46,7 +49,7 @@ class Host:
         """Serve until told to stop."""
         while True:
             busy = [number for number, stream in self.streams.items() if stream.busy]
-            while not (busy and self.inbox.empty()):
+            while self.untold or not (busy and self.inbox.empty()):
                 message = self.inbox.get()
                 if message[0] == "stop":
                     return
@@ -68,7 +71,7 @@ class Host:
         try:
             getattr(self, f"on_{kind}")(*given)
         except SamplerError as error:
-            if kind not in ("open", "load"):
+            if kind not in ANSWERED:
                 raise
             self.outbox.put(("refused", str(error)))
 
@@ -90,26 +93,45 @@ class Host:
         del self.streams[number]
         self.outbox.put(("closed", number))
 
-    def on_load(self, places: Any, size: int) -> None:
-        """Take the weights that are in the block; with `places` the block is a new one."""
+    def on_block(self, places: Any, size: int) -> None:
+        """There is a block, and this is where each weight lies in it."""
         from verigrad.engine.engine_process_weights import SharedWeights
 
-        if places is not None:
-            self.shared = SharedWeights(self.handle, places, size)
+        self.shared = SharedWeights(self.handle, places, size)
+
+    def on_lay_out(self, shapes: Any) -> None:
+        """See VllmEngine.lay_out."""
+        import torch
+
+        from verigrad.engine.rollout import SamplerError
+        from verigrad.engine.weight_sharing import NoLayout
+
+        lay_out = getattr(self.engine, "lay_out", None)
+        if lay_out is None:
+            raise SamplerError("the sampler is no vLLM engine")
+        try:
+            lay_out(shapes and {name: torch.Size(shape) for name, shape in shapes.items()})
+        except NoLayout as error:
+            raise SamplerError(str(error)) from error
+        self.outbox.put(("done",))
+
+    def on_holds(self) -> None:
+        """Whether the engine computes with the weights in the block; else it is refused."""
+        from verigrad.engine.rollout import SamplerError
+
+        if not self.engine.layout.holds(self.shared.read()):
+            raise SamplerError("the engine computes with other weights")
+        self.outbox.put(("done",))
+
+    def on_load(self) -> None:
+        """Take the weights that are in the block."""
         self.engine.load_weights(self.shared.read())
         self.outbox.put(("done",))
-        # Nothing is sampled before they have a version: it would be called by that of the old ones.
-        message: tuple[Any, ...] = ("",)
-        while message[0] != "version":
-            message = self.inbox.get()
-            if message[0] == "stop":
-                self.inbox.put(message)
-                return
-            self.take(message)
+        self.untold = True
 
     def on_version(self, version: int) -> None:
         """How the weights are called."""
-        self.engine.version = version
+        self.engine.version, self.untold = version, False
 
 
 def read(connection: Any, inbox: Inbox) -> None:

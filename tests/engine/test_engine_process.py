@@ -17,6 +17,7 @@ from verigrad.engine.engine_process import EngineProcess, environment, is_wanted
 from verigrad.engine.engine_process_weights import SharedWeights, new_file
 from verigrad.engine.rollout import SamplerError, SamplingParams, TokenRequest, derive_seed
 from verigrad.engine.rollout_backends import build_engine
+from verigrad.engine.weight_sharing import NoLayout
 
 PARAMS = SamplingParams(1.0, 20)
 REQUESTS = [TokenRequest([5 + i % 4, 7, 9, 11] * (1 + i % 3), seed=derive_seed(i)) for i in range(12)]
@@ -125,6 +126,13 @@ def test_without_a_version_new_weights_are_not_used(engine):
     assert set(outputs[0].versions) == {2}
     engine.load_weights(weights(shifted(2)))  # who asks for a whole call needs no version
     assert len(list(engine.generate(REQUESTS, PARAMS))) == len(REQUESTS)
+
+
+def test_an_engine_without_known_places_says_so_and_takes_weights_all_the_same(engine):
+    with pytest.raises(NoLayout, match="no vLLM engine"):
+        engine.lay_out({name: weight.shape for name, weight in weights(new_model())})
+    assert engine.lay_out(None) is None
+    engine.load_weights(weights(shifted(1)))
 
 
 def test_weights_it_does_not_know_are_refused_and_it_lives_on(engine):
@@ -312,6 +320,11 @@ def test_vllm_in_its_own_process_goes_on_exactly():
             while not outputs:
                 outputs += stream.step()
 
+        layout = engine.lay_out({name: weight.shape for name, weight in weights(new_model())})
+        assert layout.holds(weights(new_model()))
+        assert not layout.holds(weights(shifted(1)))
+        with pytest.raises(NoLayout, match="a process of its own"):
+            layout.share(new_model())
         models, outputs = in_flight(engine, cut=cut)
         assert_exact(models, outputs)
     finally:

@@ -94,14 +94,10 @@ def assert_nested(events):
         open_.append(event)
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [(["quickstart", "--trace", "--dry-run"], "--trace cannot be with --dry-run")],
-)
-def test_a_trace_that_cannot_be_is_refused_in_one_line(tmp_path, words, says):
-    status, out, err = run_cli("train", *words, folder=tmp_path)
+def test_a_recipe_of_stages_is_refused_in_one_line(tmp_path):
+    status, out, err = run_cli("train", "r1_pipeline", "--trace", folder=tmp_path)
     assert status == 2
-    assert says in err
+    assert "--trace is of one run, and this recipe has stages" in err
     assert len(err.strip().splitlines()) == 1
     assert not out
 
