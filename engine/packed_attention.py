@@ -1,17 +1,19 @@
 """Causal attention over packed rollouts, none of which sees another; common beginnings are computed once."""
 
+import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from verigrad.engine.attention_backends import Backend, choose, flex, varlen
 from verigrad.engine.config import ConfigError
-from verigrad.engine.prefixes import Layout, Run
+from verigrad.engine.prefixes import Layout, Run, layout_of
 
 NAME = "verigrad_packed"
 QUERIES = 1024  # attended to at once after a past: an explicit mask [QUERIES, past + length] stays small
@@ -29,6 +31,8 @@ def last_hidden(
     layout = layout.to(device)
     dtype = compute_dtype(device.type) or torch.float32
     backend = choose(attention, device=device, dtype=dtype, shared=layout.shared > 0)
+    if attention == "auto" and backend != "sdpa" and not agrees(backend, device, dtype):
+        backend = "sdpa"
     columns = layout.columns
     hidden: Tensor = model.base_model(
         input_ids=input_ids.to(device)[columns][None],
@@ -90,6 +94,37 @@ def packed_attention(
     with torch.autocast(device, enabled=False):
         out = attend(query, key, value, packed_layout, scaling=scaling, sliding_window=sliding_window or None)
     return out, None
+
+
+@cache
+@torch.enable_grad()
+def agrees(backend: Backend, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a backend gives SDPA's values and gradients here, tried once on a small layout.
+
+    Where it does not, or fails, a warning says so: kernels made for a GPU may be wrong on the next one.
+    """
+    ids, bounds = torch.tensor([1] * 149 + [1] * 140 + [2] * 5), torch.tensor([0, 149, 294])
+    layout = layout_of(ids, bounds).to(device)
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(1, heads, len(layout.columns), 64) for heads in (4, 2, 2)]
+    drawn = [torch.randn(shape, generator=draw).to(device, dtype) for shape in shapes]
+    seen = []
+    try:
+        for name in ("sdpa", backend):
+            given = [x.clone().requires_grad_() for x in drawn]
+            with torch.autocast(device.type, enabled=False):
+                out, _ = packed_attention(
+                    nn.Identity(), *given, None, packed_layout=layout, packed_backend=name
+                )
+            out.float().square().sum().backward()  # type: ignore[no-untyped-call]
+            seen.append([x.detach().float() for x in (out, *(x.grad for x in given if x.grad is not None))])
+        close = all(float((a - b).norm() / a.norm()) < 0.02 for a, b in zip(*seen, strict=True))
+        reason = "does not agree with SDPA"
+    except Exception as error:  # whatever a compiler raises
+        close, reason = False, f"failed with {type(error).__name__}"
+    if not close:
+        warnings.warn(f"attention: {backend} {reason} on {device}; sdpa is used instead", stacklevel=2)
+    return close
 
 
 def _by_runs(

@@ -1,3 +1,4 @@
+import importlib
 import itertools
 
 import pytest
@@ -181,6 +182,19 @@ def test_auto_takes_what_is_made_for_the_layout(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "old")
     assert auto(GPU, False) == "sdpa"
+
+
+def test_auto_does_not_trust_a_backend_that_disagrees_or_fails(monkeypatch):
+    packed = importlib.import_module("verigrad.engine.packed_attention")
+    right = packed.flex
+    packed.agrees.cache_clear()
+    assert packed.agrees("flex", CPU, torch.float32)
+    for wrong in (lambda *a, **k: 1.1 * right(*a, **k), lambda *a, **k: 1 / 0):
+        packed.agrees.cache_clear()
+        monkeypatch.setattr(packed, "flex", wrong)
+        with pytest.warns(UserWarning, match="attention: flex .* sdpa is used instead"):
+            assert not packed.agrees("flex", CPU, torch.float32)
+    packed.agrees.cache_clear()
 
 
 def test_masks_are_made_once_for_all_layers_if_they_are_small(monkeypatch):
