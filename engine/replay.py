@@ -54,11 +54,6 @@ class Source:
     step: int
     data: str  # TRAIN, or the held-out set
 
-    @property
-    def label(self) -> str:
-        """As people are told of it."""
-        return f"{self.path.parent.name}/{self.path.name}"
-
 
 def run(args: argparse.Namespace) -> int:
     """Judge again and report; 0 if all is identical, 1 if something differs."""
@@ -71,8 +66,9 @@ def run(args: argparse.Namespace) -> int:
     sources = _sources(folder, args.step, args.data)
     from verigrad.engine import replay_run  # what is cheap to get wrong was said before torch is imported
 
+    files = [(one.path, None if one.data == TRAIN else one.data) for one in sources]
     return replay_run.run(
-        cfg, sources, verifier=args.verifier, options=options, as_json=args.json, limit=args.limit
+        cfg, files, verifier=args.verifier, options=options, as_json=args.json, limit=args.limit
     )
 
 

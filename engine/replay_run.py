@@ -12,7 +12,6 @@ from rich.table import Table
 
 from verigrad.engine import rollout_file
 from verigrad.engine.config import Config, ConfigError
-from verigrad.engine.replay import TRAIN, Source
 from verigrad.engine.replay_compare import Comparison, Difference, GroupChange, compare
 from verigrad.engine.scoring import Judges, Scorer
 from verigrad.engine.screen import printable
@@ -24,14 +23,14 @@ PIPED_WIDTH = 10_000  # what is read by a program keeps one line per file and gr
 
 def run(
     cfg: Config,
-    sources: Sequence[Source],
+    files: Sequence[tuple[Path, str | None]],
     *,
     verifier: str | None,
     options: Mapping[str, Any],
     as_json: bool,
     limit: int,
 ) -> int:
-    """Judge the files again and print what differs; 1 if something does, else 0.
+    """Judge files of (path, held-out set; None: training) again and print what differs; 1 if it does, else 0.
 
     ConfigError for a verifier that does not fit the rollouts, and for a file that cannot be read.
     """
@@ -39,16 +38,16 @@ def run(
     changed: dict[str, list[str]] = {}
     with Judges(cfg) as judges:
         found = []
-        for source in sources:
-            scorer = _scorer(judges, source, verifier, options)
-            recorded, groups = _read(source)
+        for path, data in files:
+            scorer, label = _scorer(judges, data, verifier, options), f"{path.parent.name}/{path.name}"
+            recorded, groups = _read(path)
             if (
                 recorded
                 and not other
                 and (lines := changes(recorded, json.loads(json.dumps(scorer.identity))))
             ):
-                changed.setdefault("; ".join(lines), []).append(source.label)
-            found.append(_replayed(source, groups, scorer))
+                changed.setdefault("; ".join(lines), []).append(label)
+            found.append(_replayed(label, groups, scorer))
     if as_json:
         print(json.dumps(_as_json(Path(cfg.run.folder), found, changed, other=other)))
     else:
@@ -56,31 +55,27 @@ def run(
     return 1 if any(one.differences for one in found) else 0
 
 
-def _scorer(judges: Judges, source: Source, verifier: str | None, options: Mapping[str, Any]) -> Scorer:
+def _scorer(judges: Judges, data: str | None, verifier: str | None, options: Mapping[str, Any]) -> Scorer:
     """Who judges a file now."""
     if verifier:
         return judges.open(verifier, options, setting="--verifier")
     paying = judges.cfg.verifier
     of_training: tuple[str, Mapping[str, Any], str] = (paying.name, paying.options, "verifier.name")
-    name, own, setting = of_training if source.data == TRAIN else judges.choice(source.data)
+    name, own, setting = of_training if data is None else judges.choice(data)
     return judges.open(name, {**own, **options}, setting="--option" if options else setting)
 
 
-def _read(source: Source) -> tuple[dict[str, Any] | None, list[list[rollout_file.Recorded]]]:
+def _read(path: Path) -> tuple[dict[str, Any] | None, list[list[rollout_file.Recorded]]]:
     """Who judged a file, and its rollouts group by group."""
     try:
-        rows = rollout_file.read_attempts(source.path)
+        rows = rollout_file.read_attempts(path)
         groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row.group)]
-        return rollout_file.read_judge(source.path), groups
+        return rollout_file.read_judge(path), groups
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{source.path} cannot be read ({error}); restore it, or choose other steps"
-        ) from error
+        raise ConfigError(f"{path} cannot be read ({error}); restore it, or choose other steps") from error
 
 
-def _replayed(
-    source: Source, groups: Sequence[Sequence[rollout_file.Recorded]], scorer: Scorer
-) -> Comparison:
+def _replayed(label: str, groups: Sequence[Sequence[rollout_file.Recorded]], scorer: Scorer) -> Comparison:
     """A file's rollouts judged again, each group in one piece as it was."""
     pending = []
     for rows in groups:
@@ -89,14 +84,14 @@ def _replayed(
             pending.append(scorer.pool.submit(rows[0].problem, [row.attempt for row in asked]))
         except ValueError as error:
             raise ConfigError(
-                f"{scorer.setting} = {scorer.name!r} does not fit what {source.label} holds: {error}"
+                f"{scorer.setting} = {scorer.name!r} does not fit what {label} holds: {error}"
             ) from error
     now: list[list[Verdict]] = []
     for rows, future in zip(groups, pending, strict=True):
         verdicts = iter(future.result())
         settled = [row.episode.verdict if row.episode else None for row in rows]
         now.append([next(verdicts) if verdict is None else verdict for verdict in settled])
-    return compare(source.label, groups, now)
+    return compare(label, groups, now)
 
 
 def _as_json(
