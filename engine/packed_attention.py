@@ -111,10 +111,10 @@ def agrees(backend: Backend, device: torch.device, dtype: torch.dtype) -> bool:
     seen = []
     try:
         for name in ("sdpa", backend):
-            given = [x.clone().requires_grad_() for x in drawn]
+            q, k, v = given = [x.clone().requires_grad_() for x in drawn]
             with torch.autocast(device.type, enabled=False):
                 out, _ = packed_attention(
-                    nn.Identity(), *given, None, packed_layout=layout, packed_backend=name
+                    nn.Identity(), q, k, v, None, packed_layout=layout, packed_backend=name
                 )
             out.float().square().sum().backward()  # type: ignore[no-untyped-call]
             seen.append([x.detach().float() for x in (out, *(x.grad for x in given if x.grad is not None))])

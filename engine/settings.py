@@ -492,9 +492,8 @@ class PolicyConfig(Section):
     tokens_per_batch: int = Field(default=8192, ge=1)
     """Token budget of one packed forward and backward pass; a prefix shared by share_prefixes counts once."""
     share_prefixes: bool = True
-    """Compute what sequences of a pass begin with alike, such as a group's prompt, once for all of them. The
-    numbers are the same but for rounding, which over many steps changes what a run learns in detail: switch
-    it off to go on as a run did without it, or to compare last digits with another engine."""
+    """Compute what sequences of a pass begin with alike, such as a group's prompt, once for all of them. Last
+    digits differ from those without it: switch it off to go on as a run did that had none."""
     head_chunk_tokens: int = Field(default=1024, ge=1)
     """Tokens whose logits are held at once."""
     trust_remote_code: bool = False
