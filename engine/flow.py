@@ -78,6 +78,7 @@ class Flow:
         self.sampler, self.scorer, self.problems, self.keep = sampler, scorer, problems, keep
         self.group_size, self.wanted = cfg.rollout.group_size, cfg.rollout.groups_per_step
         self.max_staleness, self.seed = cfg.rollout.max_staleness, cfg.train.seed
+        self.num_batches = cfg.train.num_steps
         dynamic = cfg.dynamic_sampling
         self.cap = (
             sampling_cap(self.wanted, oversample=dynamic.oversample) if dynamic.enabled else self.wanted
@@ -146,6 +147,7 @@ class Flow:
         """
         # 1 while a batch is being trained on: the next one is then a version further
         last = self.max_staleness - (self.next_batch - self.sampler.policy_version)
+        last = min(last, self.num_batches - 1 - self.next_batch)  # none is begun that no step will train on
         batch = kept = looked_at = 0
         for drawn in self.queue:
             kept += drawn.kept

@@ -182,6 +182,18 @@ def test_how_many_may_be_begun_worked_out_by_hand():
     assert flow.room() == 4  # without dynamic sampling a batch is four groups, kept or not
 
 
+def test_nothing_is_begun_that_no_step_will_train_on():
+    flow, sampler = made(random.Random(0), wanted=4, stale=3, right=0.5, dynamic=False)
+    flow.num_batches = 2
+    assert flow.room() == 8
+    flow._stream = sampler.engine
+    flow._refill()
+    assert flow.room() == 0
+    flow.queue.clear()
+    flow.next_batch = 2  # the last is being trained on
+    assert flow.room() == 0
+
+
 def test_a_group_that_is_dropped_gives_its_place_to_another():
     flow, sampler = made(random.Random(0), wanted=4, stale=1, right=0.5, dynamic=True)
     flow._stream = sampler.engine
