@@ -145,13 +145,21 @@ def summarise(work: works.Work, runs: Runs) -> dict[str, Any]:
     held = None if work.bar is None else ratios[against]["per_step"]["median"] >= work.bar
     if held and work.model["ends"]:  # who samples fewer tokens is not faster
         held = ratios[against]["per_token"]["median"] >= (work.bar or 0)
+    if held and work.bar_vllm is not None:
+        held = min(ratios["trl_vllm"][name]["median"] for name in ("per_step", "per_token")) >= work.bar_vllm
+    memory = {side: memory_of(runs, side) for side in ratios}
+    if held and work.bar_memory is not None:
+        held = memory[shipped]["median"] <= work.bar_memory
     return {
         "step_s": seconds,
         "s_per_generated_token": per_token,
         "best_mode": best,
         "against": against,
         "ratios": ratios,
+        "memory": memory,
         "bar": work.bar,
+        "bar_vllm": work.bar_vllm,
+        "bar_memory": work.bar_memory,
         "held": held,
     }
 
@@ -170,14 +178,23 @@ def ratio_of(runs: Runs, side: str) -> dict[str, dict[str, float]]:
     }
 
 
+def memory_of(runs: Runs, side: str) -> dict[str, float]:
+    """Of each round: our peak memory over the side's, each above what its imports alone take."""
+    shares = [
+        (ours["peak_rss_mib"] - ours["imports_mib"]) / (theirs["peak_rss_mib"] - theirs["imports_mib"])
+        for ours, theirs in zip(runs["verigrad"], runs[side], strict=True)
+    ]
+    return {"median": statistics.median(shares), "low": min(shares), "high": max(shares)}
+
+
 def table(row: Mapping[str, Any]) -> str:
     """The race as a table for documents."""
     lines = [
         f"### {row['title']}",
         "",
         "| side | s/step, median [quartiles] | x ours per step [rounds] | per token [rounds] | "
-        "generated tok/s | generate, update, rest s | processor s/step | peak MiB |",
-        "|---|---|---|---|---|---|---|---|",
+        "generated tok/s | generate, update, rest s | processor s/step | MiB above imports | ours of it |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for side, of in row["runs"].items():
         seconds = row["step_s"][side]
@@ -191,10 +208,13 @@ def table(row: Mapping[str, Any]) -> str:
             f"{statistics.median(run['generated_tokens_per_s'] for run in of):,.0f} | "
             f"{phases['generate']:.2f}, {phases['update']:.2f}, {rest:.2f} | "
             f"{statistics.median(run['cpu_s']['median'] for run in of):.2f} | "
-            f"{max(run['peak_rss_mib'] for run in of):,.0f} |"
+            f"{max(run['peak_rss_mib'] - run['imports_mib'] for run in of):,.0f} | "
+            f"{shown(row['memory'][side]) if side in row['memory'] else 1} |"
         )
     bar = {None: "no bar", True: "held", False: "MISSED"}[row["held"]]
     wanted = f" of {row['bar']:g} against {row['against']}" if row["bar"] else ""
+    wanted += f", {row['bar_vllm']:g} against trl_vllm" if row["bar_vllm"] else ""
+    wanted += f", {row['bar_memory']:g} of its memory" if row["bar_memory"] else ""
     return "\n".join(
         [*lines, "", f"Bar{wanted}: {bar}. Load before the end: {row['machine']['load_1min']}.", ""]
     )

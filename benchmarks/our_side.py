@@ -4,12 +4,15 @@ The real command's path, from recipe to summary. The only addition is a screen t
 is shown a step: the time between two looks is a step's, with all that the loop does around it.
 """
 
+import importlib.util
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from verigrad.engine.machine import prepare_process
 
@@ -38,6 +41,9 @@ def main(out: Path, recipe: str, overrides: Sequence[str]) -> int:
             super().step(row, num_steps)
 
     cfg = config.load(recipe, overrides)
+    if cfg.rollout.backend != "transformers" and importlib.util.find_spec("vllm"):
+        import vllm  # noqa: F401 - it is imported anyway, and is not what a run needs memory for
+    imports_mib = psutil.Process().memory_info().rss / 2**20
     with Watch() as screen:
         status = train(cfg, screen)
     folder = Path(cfg.run.folder)
@@ -49,6 +55,7 @@ def main(out: Path, recipe: str, overrides: Sequence[str]) -> int:
     on_gpu = torch.cuda.is_available()
     record = {
         "steps": steps,
+        "imports_mib": imports_mib,
         "peak_gpu_mib": torch.cuda.max_memory_reserved() / 2**20 if on_gpu else None,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "versions": json.loads((folder / "environment.json").read_text())["versions"],

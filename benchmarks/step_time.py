@@ -108,6 +108,7 @@ def summarise(record: Mapping[str, Any], *, warmup: int) -> dict[str, Any]:
         "generated_tokens_per_step": generated / len(steps),
         "longest": max(step["longest"] for step in steps),
         "rollouts_per_step": sum(step["rollouts"] for step in steps) / len(steps),
+        "imports_mib": record["imports_mib"],
         "peak_gpu_mib": record["peak_gpu_mib"],
         "device": record["device"],
         "versions": record["versions"],

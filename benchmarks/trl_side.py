@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 warnings.filterwarnings("ignore")
 
 
@@ -26,6 +28,9 @@ def main(job: dict[str, Any], out: Path) -> None:
     import trl
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if job["engine"] == "vllm":
+        import vllm  # noqa: F401 - it is imported anyway, and is not what a run needs memory for
+    imports_mib = psutil.Process().memory_info().rss / 2**20
     torch.manual_seed(job["seed"])
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     tokenizer.padding_side = "left"
@@ -56,6 +61,7 @@ def main(job: dict[str, Any], out: Path) -> None:
     on_gpu = torch.cuda.is_available()
     record = {
         "steps": clock.steps,
+        "imports_mib": imports_mib,
         "peak_gpu_mib": torch.cuda.max_memory_reserved() / 2**20 if on_gpu else None,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "versions": {

@@ -18,6 +18,8 @@ class Work:
     title: str
     against: str  # "best": the faster of TRL's modes; "shipped": TRL as it comes
     bar: float | None  # least ratio of TRL's seconds per step to ours; None only shows it
+    bar_vllm: float | None  # the same against TRL with vLLM, whatever `against` says
+    bar_memory: float | None  # most of TRL's peak memory that ours may take, both above their imports
     model: dict[str, Any]  # options of makers.model
     prompt_tokens: int  # 0: as long as the sum is
     groups: int  # problems per step
@@ -52,7 +54,7 @@ def load(path: Path) -> Work:
     known = set(Work.__dataclass_fields__) - {"name"}
     if unknown := sorted(set(tree) - known):
         raise SystemExit(f"{path}: {unknown[0]} is no part of a work; it has {', '.join(sorted(known))}")
-    tree = {"bar": None, "seed": 0, **tree}
+    tree = {"bar": None, "bar_vllm": None, "bar_memory": None, "seed": 0, **tree}
     if missing := sorted(known - set(tree)):
         raise SystemExit(f"{path}: {missing[0]} is missing; a work has {', '.join(sorted(known))}")
     return Work(name=path.stem, **tree)

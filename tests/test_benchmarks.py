@@ -18,7 +18,7 @@ import works  # noqa: E402
 from verigrad.engine import config  # noqa: E402
 
 
-def run_of(*steps, tokens=100.0):
+def run_of(*steps, tokens=100.0, peak=1000.0):
     return {
         "all_steps_s": list(steps),
         "step_s": measured.spread(steps),
@@ -26,7 +26,8 @@ def run_of(*steps, tokens=100.0):
         "phases_s": {"generate": 1.0, "verify": 0.1, "update": 2.0, "sync": 0.1, "other": 0.0},
         "generated_tokens_per_step": tokens,
         "generated_tokens_per_s": tokens / steps[0],
-        "peak_rss_mib": 1000.0,
+        "peak_rss_mib": peak,
+        "imports_mib": 500.0,
     }
 
 
@@ -67,6 +68,18 @@ def test_the_fixed_race_is_against_the_faster_mode_and_the_ragged_one_against_th
     assert against_trl.summarise(work("fixed_0.6m"), raced)["held"] is None
 
 
+def test_every_bar_of_a_work_must_be_held():
+    def held(ours, shipped, patched, peak=700.0):
+        raced = runs(ours=[ours], shipped=[shipped], patched=[patched])
+        raced["verigrad"][0]["peak_rss_mib"] = peak  # 200 above imports, of 500
+        return against_trl.summarise(work("reasoning"), raced)["held"]
+
+    assert held(1.0, 4.0, 2.0)
+    assert not held(1.0, 3.9, 2.0)
+    assert not held(1.0, 4.0, 1.9)
+    assert not held(1.0, 4.0, 2.0, peak=800.0)
+
+
 def test_the_table_says_what_was_missed():
     raced = runs(ours=[1.0], shipped=[0.5], patched=[0.9])
     row = {"title": "t", "machine": {"load_1min": 0.1}, "runs": raced}
@@ -84,7 +97,7 @@ def test_warm_up_steps_do_not_count():
     step = {"phases_s": {"generate": 0.5, "update": 1.0}, "generated_tokens": 30, "trained_tokens": 20,
             "longest": 9, "rollouts": 3, "cpu_s": 1.0}  # fmt: skip
     record = {"steps": [{**step, "wall_s": s} for s in (60.0, 2.0, 3.0)], "peak_gpu_mib": None,
-              "device": "cpu", "versions": {}}  # fmt: skip
+              "device": "cpu", "versions": {}, "imports_mib": 1.0}  # fmt: skip
     row = step_time.summarise(record, warmup=1)
     assert row["step_s"]["median"] == 2.5
     assert row["generated_tokens_per_s"] == 12.0
