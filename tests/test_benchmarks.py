@@ -1,5 +1,6 @@
 """The races' arithmetic, worked out by hand, and what they are fair by: lengths come from the model alone."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ sys.path.insert(0, str(HERE))
 import against_trl  # noqa: E402
 import makers  # noqa: E402
 import measured  # noqa: E402
+import run as all_benchmarks  # noqa: E402
 import step_time  # noqa: E402
 import works  # noqa: E402
 
@@ -174,3 +176,32 @@ def test_a_command_that_fails_or_hangs_is_told_with_what_it_printed(tmp_path):
     with pytest.raises(measured.Failed, match="took more than 1 s"):
         run("import time; time.sleep(60)", 1)
     assert run("x = bytearray(200 << 20); import time; time.sleep(1)", 60).peak_rss_mib > 200
+
+
+def test_a_bar_is_held_by_the_newest_row_that_tells_of_it_and_by_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(all_benchmarks, "RESULTS", tmp_path)
+    bar = next(bar for bar in all_benchmarks.BARS if bar.what.startswith("reasoning: s/step, TRL as shipped"))
+    assert all_benchmarks.newest(bar) is None
+    assert all_benchmarks.show([bar]) == 0  # unmeasured is neither held nor missed
+
+    def race(name, median):
+        ratios = {"trl_transformers": {"per_step": {"median": median}}}
+        measured.append_row(
+            tmp_path / "against_trl.jsonl", {"race": name, "ratios": ratios, "machine": measured.machine()}
+        )
+
+    race("reasoning", 3.9)
+    race("ragged", 9.0)
+    assert all_benchmarks.newest(bar)[0] == 3.9
+    assert all_benchmarks.show([bar]) == 1
+    race("reasoning", 4.0)
+    assert all_benchmarks.show([bar]) == 0
+    assert not bar.held(math.nan)
+
+
+def test_time_to_an_accuracy_is_that_of_the_first_evaluation_there():
+    curve = [{"train_s": s, "avg": a} for s, a in ((0.0, 0.1), (10.0, 0.91), (20.0, 0.89), (30.0, 0.95))]
+    row = {"curves": {"verigrad": curve, "TRL": curve[:1]}}
+    assert all_benchmarks.seconds_to(0.9, "verigrad", row) == 10.0
+    assert all_benchmarks.seconds_to(0.9, "TRL", row) == math.inf
+    assert all_benchmarks.faster_than_trl(row) == math.inf
