@@ -138,7 +138,7 @@ def draw(path: Path, curves: Mapping[str, Mapping[str, Any]]) -> None:
     axes[0][0].legend(frameon=False)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
 
 
