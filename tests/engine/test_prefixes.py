@@ -39,6 +39,9 @@ def test_beginnings_within_beginnings():
 def test_what_saves_little_is_not_worth_a_stretch():
     assert laid_out([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6]]).runs == [Run(2, 0, 5)]
     assert laid_out([[1] * 40, [1] * 40], share=False).runs == [Run(2, 0, 40)]
+    few = [[1, 2, 3, *range(10 + n, 20 + n)] for n in range(20)]  # 57 tokens saved, 3 at a time
+    assert laid_out(few).shared == 0
+    assert laid_out([[9, *ids] for ids in few]).runs[0] == Run(1, 0, 4)
 
 
 def test_equal_sequences_and_none():
