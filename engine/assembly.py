@@ -18,6 +18,7 @@ from verigrad.engine.critic import Critic, open_critic
 from verigrad.engine.curriculum import Curriculum, problem_stream
 from verigrad.engine.data import ProblemStream
 from verigrad.engine.dynamic_sampling import KeepRate
+from verigrad.engine.engine_process import Child
 from verigrad.engine.episode import EpisodeSampler
 from verigrad.engine.flow import Flow
 from verigrad.engine.monitor import Monitor
@@ -25,7 +26,7 @@ from verigrad.engine.policy import Policy, find_device
 from verigrad.engine.prompts import Prompter
 from verigrad.engine.quick_audit import audit_before_training, note_control
 from verigrad.engine.rollout import Sampler
-from verigrad.engine.rollout_backends import build_engine, build_prompter, sampler_of
+from verigrad.engine.rollout_backends import build_engine, build_prompter, early_children, sampler_of
 from verigrad.engine.run import Run
 from verigrad.engine.schema import Coefs
 from verigrad.engine.scoring import Judges, Scorer, open_scorers
@@ -66,7 +67,7 @@ class Loop:
 def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
     """Build every part, take up the checkpoint if there is one, and prove that trainer and sampler agree."""
     find_device(cfg)
-    with open_scorers(cfg) as (scorer, judges):
+    with early_children(cfg) as children, open_scorers(cfg) as (scorer, judges):
         with run.timed("start"):  # what is cheap to get wrong is looked at before a model is made or fetched
             for judge in filter(None, (scorer, judges.second())):
                 judge.require_fit(data.first_problem(cfg.data, seed=cfg.train.seed))
@@ -81,7 +82,7 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
             run.note(f"{dataset.num_skipped} malformed rows skipped, the first: {dataset.first_skipped}")
         folder = model.folder if run.resume_from is None else str(run.resume_from[1])
         sampled_from = model.folder if cfg.lora.rank else folder  # a checkpoint of adapters is no whole model
-        with open_sampler(cfg, sampled_from, model, prompter, run) as sampler:
+        with open_sampler(cfg, sampled_from, model, prompter, run, children) as sampler:
             with run.timed("start"):
                 algorithm = algorithms.build(cfg)
                 policy = Policy(cfg, folder, tokenizer=model.tokenizer, start_folder=model.folder)
@@ -124,11 +125,18 @@ def open_loop(cfg: Config, run: Run, screen: Screen) -> Iterator[Loop]:
 
 @contextmanager
 def open_sampler(
-    cfg: Config, folder: str, model: model_files.ModelFiles, prompter: Prompter, run: Run
+    cfg: Config,
+    folder: str,
+    model: model_files.ModelFiles,
+    prompter: Prompter,
+    run: Run,
+    children: list[Child] | None = None,
 ) -> Iterator[Sampler]:
-    """The engine on the weights in `folder`, closed whatever comes."""
+    """The engines on the weights in `folder`, closed whatever comes."""
     with run.timed("start"):
-        engine = build_engine(cfg, folder, eos_ids=model.eos_ids, seed=cfg.train.seed, training=True)
+        engine = build_engine(
+            cfg, folder, eos_ids=model.eos_ids, seed=cfg.train.seed, training=True, children=children
+        )
     try:
         with sampler_of(cfg, engine, prompter) as sampler:
             if isinstance(sampler, EpisodeSampler):

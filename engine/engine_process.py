@@ -1,10 +1,10 @@
-"""What an engine is asked for -> a process of its own that samples while this one trains, and its answers.
+"""What an engine is asked for -> a process of its own that samples beside this one, and its answers.
 
     trainer   open, add, load, version  ->   engine_process_child.py: one engine, stepped while it is busy
               <-   finished samples          weights lie in a block of memory that both see
 
-Both sides divide the machine's cores; with several GPUs the child takes the last one. It is started with a
-clean environment, and ends when this process ends, however that comes.
+Such processes divide the machine's cores; with several GPUs the child takes the last one. It is started with
+a clean environment, and ends when this process ends, however that comes.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def is_wanted(cfg: Config) -> bool:
         return False
     if cfg.rollout.engine_process is not None:
         return cfg.rollout.engine_process
-    return (torch.cuda.device_count() if _on_gpu(cfg) else num_cores()) > 1
+    return (torch.cuda.device_count() if on_gpu(cfg) else num_cores()) > 1
 
 
 def num_cores() -> int:
@@ -51,14 +51,15 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _on_gpu(cfg: Config) -> bool:
+def on_gpu(cfg: Config) -> bool:
+    """Whether engines compute on a GPU."""
     return torch.cuda.is_available() and cfg.policy.device != "cpu"
 
 
 def environment(cfg: Config, *, threads: int) -> dict[str, str]:
     """The child's: this one's, with its share of cores or its GPU, and the same paths for imports."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    if not _on_gpu(cfg):
+    if not on_gpu(cfg):
         return env | {"OMP_NUM_THREADS": str(threads)}
     if torch.cuda.device_count() > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -67,28 +68,55 @@ def environment(cfg: Config, *, threads: int) -> dict[str, str]:
     return env
 
 
-class EngineProcess:
-    """See rollout.Engine. Safe to use from several threads; an engine that died is one SamplerError."""
+class Child:
+    """A process that imports an engine, and then waits to be told which model it is for."""
 
-    def __init__(self, cfg: Config, model_folder: str, *, eos_ids: Sequence[int], seed: int) -> None:
-        threads = max(1, num_cores() // 2)
-        self._file = new_file()
-        self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the child
+    def __init__(self, cfg: Config, *, threads: int) -> None:
+        """`threads`: its share of the cores."""
+        from verigrad.engine.rollout_backends import module_of  # which makes engines of this kind
+
+        module = module_of(cfg)
+        self.file = new_file()
+        self.printed = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the child
         ours, theirs = socket.socketpair()
         with theirs:
-            handles = theirs.fileno(), self._file.fileno()
+            handles = theirs.fileno(), self.file.fileno()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "verigrad.engine.engine_process_child", *map(str, handles)],
+                [sys.executable, "-m", "verigrad.engine.engine_process_child", *map(str, handles), module],
                 env=environment(cfg, threads=threads),
                 stdin=subprocess.DEVNULL,
-                stdout=self._printed,
-                stderr=self._printed,
+                stdout=self.printed,
+                stderr=self.printed,
                 pass_fds=handles,
                 start_new_session=True,  # Ctrl-C is the trainer's, which ends the child when it is done
             )
-        self._connection = Connection(ours.detach())
-        if not _on_gpu(cfg):
-            torch.set_num_threads(min(torch.get_num_threads(), threads))
+        self.connection = Connection(ours.detach())
+
+    def kill(self) -> None:
+        """End it, whatever it is doing."""
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+
+
+class EngineProcess:
+    """See rollout.Engine. Safe to use from several threads; an engine that died is one SamplerError."""
+
+    apart = True
+
+    def __init__(
+        self,
+        cfg: Config,
+        model_folder: str,
+        *,
+        eos_ids: Sequence[int],
+        seed: int,
+        child: Child | None = None,
+    ) -> None:
+        """`child`: one that was started before."""
+        child = child or Child(cfg, threads=max(1, num_cores() // 2))
+        self._file, self._printed = child.file, child.printed
+        self.process, self._connection = child.process, child.connection
         self._sending, self._asking = threading.Lock(), threading.Lock()
         self._answers: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._streams: dict[int, RemoteStream] = {}
@@ -243,8 +271,9 @@ class EngineProcess:
         return None if plain is None else RemoteLayout(self)
 
     def load_adapter(self, folder: Path) -> None:
-        """Not for this engine: what it has begun would go on with the old adapter."""
-        raise SamplerError(f"{folder}: adapters alone cannot be given to an engine in its own process")
+        """See Engine.load_adapter. Refused beside a lasting stream, which would go on with the old one."""
+        self.ask("adapter", str(folder))
+        self._untold = True
 
     def release(self) -> None:
         """See Engine.release. The child's memory is its own."""
@@ -312,11 +341,11 @@ class RemoteStream:
             self._num_open += len(wanted)
         self.engine.send("add", self.number, list(wanted))
 
-    def step(self) -> list[TokenOutput]:
+    def step(self, wait_s: float = WAIT_S) -> list[TokenOutput]:
         """See Stream: what has arrived since, waiting a moment for the first."""
         outputs: list[TokenOutput] = []
         with contextlib.suppress(queue.Empty):
-            outputs += self.arrived.get(timeout=WAIT_S)
+            outputs += self.arrived.get(block=wait_s > 0, timeout=wait_s)
             while True:
                 outputs += self.arrived.get_nowait()
         if not outputs:

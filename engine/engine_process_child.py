@@ -1,11 +1,14 @@
 """Messages of a trainer -> samples, from an engine in this process: the other end of engine_process.py.
 
-    python -m verigrad.engine.engine_process_child CONNECTION WEIGHTS     (two file descriptors)
+    python -m verigrad.engine.engine_process_child CONNECTION WEIGHTS MODULE
+
+CONNECTION and WEIGHTS are file descriptors; MODULE, the engine's, is imported before there is work.
 
 What the trainer asks for is read between two steps of decoding. What is finished goes out through a thread,
 so that decoding never waits for a trainer that is busy. When the trainer is gone this process ends.
 """
 
+import importlib
 import os
 import queue
 import sys
@@ -14,11 +17,12 @@ import time
 import traceback
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from verigrad.engine.machine import prepare_process
 
-ANSWERED = ("open", "load", "lay_out", "holds")  # messages whose sender waits
+ANSWERED = ("open", "load", "lay_out", "holds", "adapter")  # messages whose sender waits
 TELL_EVERY_S = 0.05  # how often the time spent decoding is told
 
 Inbox = queue.SimpleQueue[tuple[Any, ...]]
@@ -129,6 +133,16 @@ class Host:
         self.outbox.put(("done",))
         self.untold = True
 
+    def on_adapter(self, folder: str) -> None:
+        """Use the adapter in the folder."""
+        from verigrad.engine.rollout import SamplerError
+
+        if self.streams:
+            raise SamplerError(f"{folder}: what is half sampled would go on with the old adapter")
+        self.engine.load_adapter(Path(folder))
+        self.outbox.put(("done",))
+        self.untold = True
+
     def on_version(self, version: int) -> None:
         """How the weights are called."""
         self.engine.version, self.untold = version, False
@@ -143,10 +157,11 @@ def read(connection: Any, inbox: Inbox) -> None:
             os._exit(0)
 
 
-def main(connection: Any, weights: int) -> None:
+def main(connection: Any, weights: int, module: str) -> None:
     """Build the engine that the first message describes, and serve."""
     inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=read, args=(connection, inbox), daemon=True).start()
+    importlib.import_module(module)
     cfg, folder, eos_ids, seed = inbox.get()
     from verigrad.engine.config import ConfigError
     from verigrad.engine.rollout_backends import build_engine
@@ -172,4 +187,4 @@ def main(connection: Any, weights: int) -> None:
 
 if __name__ == "__main__":
     prepare_process()
-    main(Connection(int(sys.argv[1])), int(sys.argv[2]))
+    main(Connection(int(sys.argv[1])), int(sys.argv[2]), sys.argv[3])

@@ -24,7 +24,6 @@ from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.curriculum import Curriculum
 from verigrad.engine.data import ProblemStream
 from verigrad.engine.dynamic_sampling import KeepFn, sampling_cap
-from verigrad.engine.engine_process import EngineProcess
 from verigrad.engine.rollout import Sampler, SamplingParams, Stream, TokenOutput, TokenRequest
 from verigrad.engine.schema import Metrics, Rollout, RolloutGroup, VerifiedGroup
 from verigrad.engine.scoring import Pending, Scorer
@@ -100,7 +99,7 @@ class Flow:
     @contextmanager
     def open(self) -> Iterator["Flow"]:
         """Sample as long as this is open; the sampler holds weights of a known version."""
-        apart = isinstance(self.sampler.engine, EngineProcess)
+        apart = getattr(self.sampler.engine, "apart", False)
         self.next_batch = self.sampler.policy_version
         with self.sampler.engine.stream(lasting=True) as self._stream:
             with self._changed:
@@ -268,7 +267,7 @@ class Flow:
 
     def _busy_s(self) -> float:
         engine = self.sampler.engine
-        return engine.busy_s if isinstance(engine, EngineProcess) else 0.0
+        return getattr(engine, "busy_s", 0.0)
 
     def _overlap(self, now: float, busy: float) -> float:
         """Share of the time since the trainer left with a batch in which the sampler's process decoded."""

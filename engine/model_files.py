@@ -25,6 +25,15 @@ class ModelFiles:
     fingerprint: str  # of config and weights' sizes
 
 
+def weight_bytes(folder: str) -> int:
+    """Bytes of the weights in a model's folder, of one format where there are several."""
+    sizes = {
+        kind: sum(path.stat().st_size for path in Path(folder).glob(f"*.{kind}"))
+        for kind in ("safetensors", "bin")
+    }
+    return sizes["safetensors"] or sizes["bin"]
+
+
 def fetch(cfg: Config, *, progress: Callable[[str, float], None] | None = None) -> ModelFiles:
     """Make, find or download `policy.model`. Raises ConfigError when there is no such model."""
     reference = cfg.policy.model

@@ -1,11 +1,16 @@
 """The one place where a sampling engine is chosen, and whether attempts are completions or episodes."""
 
 import importlib.util
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from verigrad.engine import sandboxing
+import torch
+
+from verigrad.engine import model_files, sandboxing
 from verigrad.engine.config import Config, ConfigError
+from verigrad.engine.engine_fleet import EngineFleet
+from verigrad.engine.engine_process import Child, EngineProcess, is_wanted, num_cores, on_gpu
 from verigrad.engine.model_files import ModelFiles
 from verigrad.engine.prompts import Prompter
 from verigrad.engine.rollout import Engine, Sampler
@@ -13,23 +18,106 @@ from verigrad.engine.sandboxing import NoSandbox
 from verigrad.sandboxes.base import SandboxError
 from verigrad.sandboxes.pool import SandboxPool
 
+MOST = 4  # engines, where the recipe does not say
+SMALL_MODEL_BYTES = 2**28  # larger ones keep several cores busy by themselves
+MEMORY_EACH_BYTES = 2 * 2**30  # of the machine, for each engine that nobody asked for
 
-def build_engine(
-    cfg: Config, model_folder: str, *, eos_ids: Sequence[int], seed: int, training: bool = False
-) -> Engine:
-    """The engine the recipe asks for, started on the weights in `model_folder`.
 
-    `training`: it may sample while another part of the program trains, in a process of its own.
-    """
-    if training and cfg.rollout.max_staleness:
-        from verigrad.engine.engine_process import EngineProcess, is_wanted
-
-        if is_wanted(cfg):
-            return EngineProcess(cfg, model_folder, eos_ids=eos_ids, seed=seed)
+def module_of(cfg: Config) -> str:
+    """The module whose engine samples, by the recipe and what is installed."""
     backend = cfg.rollout.backend
     if backend == "auto":
         backend = "vllm" if vllm_installed() else "transformers"
-    if backend == "transformers":
+    return f"verigrad.engine.rollout_{backend}"
+
+
+def most_engines(cfg: Config, *, training: bool) -> int:
+    """How many engines there will be at most; a large model's weights may make it one: see `num_engines`."""
+    if (asked := cfg.rollout.num_engines) is not None:
+        if asked > 1 and on_gpu(cfg):
+            raise ConfigError(
+                f"rollout.num_engines = {asked} divides a CPU's cores, and here a GPU samples; remove it"
+            )
+        return asked
+    if not (training and module_of(cfg).endswith("_vllm")) or cfg.rollout.max_staleness or on_gpu(cfg):
+        return 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    return max(1, min(num_cores(), MOST, memory // MEMORY_EACH_BYTES))
+
+
+def num_engines(cfg: Config, model_folder: str, *, training: bool) -> int:
+    """How many engines sample: the recipe's number, or where a small model trains on a CPU one per core."""
+    most = most_engines(cfg, training=training)
+    if cfg.rollout.num_engines is None and model_files.weight_bytes(model_folder) > SMALL_MODEL_BYTES:
+        return 1
+    return most
+
+
+def threads_of(num: int) -> int:
+    """Threads of each of `num` processes that compute at the same time."""
+    return max(1, num_cores() // num)
+
+
+def share_of(cfg: Config, num: int) -> Config:
+    """The settings of one of `num` engines."""
+    seqs = -(-cfg.rollout.max_seqs // num)
+    rollout = cfg.rollout.model_copy(update={"num_engines": 1, "max_seqs": seqs})
+    return cfg.model_copy(update={"rollout": rollout})
+
+
+@contextmanager
+def early_children(cfg: Config) -> Iterator[list[Child]]:
+    """Processes for the engines that a training run has beside its own, which begin to import at once.
+
+    To be given to `build_engine`; those that were not taken end with the block.
+    """
+    children: list[Child] = []
+    if not on_gpu(cfg) and (vllm_installed() or cfg.rollout.backend != "vllm"):
+        most = most_engines(cfg, training=True)
+        num = most if is_wanted(cfg) else most - 1
+        children += [Child(cfg, threads=threads_of(num + 1)) for _ in range(num)]
+    try:
+        yield children
+    finally:
+        for child in children:
+            child.kill()
+
+
+def build_engine(
+    cfg: Config,
+    model_folder: str,
+    *,
+    eos_ids: Sequence[int],
+    seed: int,
+    training: bool = False,
+    children: list[Child] | None = None,
+) -> Engine:
+    """The engine the recipe asks for, on the weights in `model_folder`; several, where that is faster.
+
+    `training`: it may sample while another part of the program trains, in a process of its own. Of `children`
+    (see `early_children`) those needed are taken out.
+    """
+    num, elsewhere = num_engines(cfg, model_folder, training=training), training and is_wanted(cfg)
+    if num == 1 and not elsewhere:
+        return _built(cfg, model_folder, eos_ids=eos_ids, seed=seed)
+    own, started = share_of(cfg, num), children if children is not None else []
+    threads = threads_of(num + elsewhere)
+    with ExitStack() as undo:
+        engines: list[Engine] = []
+        for _ in range(num if elsewhere else num - 1):
+            child = started.pop() if started else Child(cfg, threads=threads)
+            engines.append(EngineProcess(own, model_folder, eos_ids=eos_ids, seed=seed, child=child))
+            undo.callback(engines[-1].close)
+        if not elsewhere:
+            engines.insert(0, _built(own, model_folder, eos_ids=eos_ids, seed=seed))
+        elif not on_gpu(cfg):
+            torch.set_num_threads(min(torch.get_num_threads(), threads))
+        undo.pop_all()
+    return engines[0] if num == 1 else EngineFleet(engines)
+
+
+def _built(cfg: Config, model_folder: str, *, eos_ids: Sequence[int], seed: int) -> Engine:
+    if module_of(cfg).endswith("_transformers"):
         from verigrad.engine.rollout_transformers import TransformersEngine
 
         return TransformersEngine(cfg, model_folder, eos_ids=eos_ids)

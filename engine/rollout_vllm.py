@@ -1,5 +1,6 @@
 """Sampling by vLLM inside this process, through the engine's own step loop."""
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ if not torch.cuda.is_available():
     # vLLM compiles small helpers on first use; on a CPU that costs 20 s and saves nothing.
     torch._dynamo.config.disable = True
 
+from transformers import AutoConfig
 from vllm import LLM
 from vllm import SamplingParams as VllmParams
 from vllm.lora.request import LoRARequest
@@ -24,6 +26,8 @@ from verigrad.engine.rollout import SamplerError, SamplingParams, TokenOutput, T
 from verigrad.engine.trace_file import watch_engine
 from verigrad.engine.weight_sharing import Layout, NoLayout, unpacked
 
+CACHE_BLOCK = 128  # tokens, of vLLM's CPU build
+SPARE_BLOCKS = 16
 KEPT_FREE = 16  # of rollout.max_seqs, an eighth at most: for canaries while rollouts last
 MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM takes
 
@@ -53,7 +57,7 @@ class VllmEngine:
                 generation_config="vllm",  # the model folder's own top_p or temperature must not sneak in
                 # After an update in flight all that is half sampled is read again; canaries come before it.
                 scheduling_policy="priority" if cfg.rollout.max_staleness else "fcfs",
-                **self._device_settings(cfg),
+                **self._device_settings(cfg, model_folder),
                 **adapter_settings(cfg),
             )
         # The CPU worker replaces this function by a no-op for the whole process; the trainer needs it.
@@ -67,12 +71,15 @@ class VllmEngine:
         self.layout: Layout | None = None  # without one weights go through vLLM's own loader
         watch_engine(self)
 
-    def _device_settings(self, cfg: Config) -> dict[str, Any]:
+    def _device_settings(self, cfg: Config, model_folder: str) -> dict[str, Any]:
         if not self.on_gpu:
             longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_tokens
             return {
                 "enforce_eager": True,
-                "kv_cache_memory_bytes": int(cfg.rollout.kv_cache_gb * 2**30),
+                # All of it is written at the start, so what could never be used is not asked for.
+                "kv_cache_memory_bytes": min(
+                    int(cfg.rollout.kv_cache_gb * 2**30), usable_cache_bytes(cfg, model_folder)
+                ),
                 # A prompt cut in two makes vLLM rewind the request's seed, which a CPU generator cannot.
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(longest, 4096),
@@ -286,6 +293,26 @@ class VllmStream:
             self.engine.llm.llm_engine.abort_request(list(self._running))
             self._running.clear()
             self.engine.drain()
+
+
+def usable_cache_bytes(cfg: Config, model_folder: str) -> int:
+    """Most that the KV cache of `rollout.max_seqs` sequences of full length can take, and a quarter more.
+
+    For a model whose layers are not plain attention (a config without the usual numbers): no limit.
+    """
+    shape = AutoConfig.from_pretrained(
+        model_folder, trust_remote_code=cfg.policy.trust_remote_code
+    ).get_text_config()
+    heads = getattr(shape, "num_attention_heads", None)
+    layers = getattr(shape, "num_hidden_layers", None)
+    if not heads or not layers or getattr(shape, "kv_lora_rank", None):
+        return sys.maxsize
+    kv_heads = getattr(shape, "num_key_value_heads", None) or heads
+    width = getattr(shape, "head_dim", None) or shape.hidden_size // heads
+    token_bytes = 2 * layers * kv_heads * width * (4 if cfg.policy.dtype == "float32" else 2)
+    longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_tokens
+    blocks = cfg.rollout.max_seqs * -(-longest // CACHE_BLOCK) + SPARE_BLOCKS
+    return int(blocks * CACHE_BLOCK * token_bytes * 5 // 4)
 
 
 def adapter_settings(cfg: Config) -> dict[str, Any]:

@@ -239,13 +239,16 @@ class RolloutConfig(Section):
     max_seqs: int = Field(default=256, ge=1)
     """Sequences decoded at once."""
     kv_cache_gb: float = Field(default=1.0, gt=0)
-    """vLLM on a CPU: memory for the KV cache."""
+    """vLLM on a CPU: most memory for each engine's KV cache; less where max_seqs cannot fill it."""
     gpu_memory_frac: float = Field(default=0.5, gt=0, lt=1)
     """vLLM on a GPU: share of the device's memory for the engine (trainer and engine share one device)."""
     sleep: bool = True
     """vLLM on a GPU: give the engine's memory to the trainer between rollouts."""
     enforce_eager: bool = False
     """vLLM on a GPU: do not capture CUDA graphs (a CPU engine is always eager)."""
+    num_engines: int | None = Field(default=None, ge=1, le=64)
+    """On a CPU: engines that sample at once, each with its own cores and copy of the weights; empty takes one
+    per core, up to 4, to train a small model, else 1."""
     max_staleness: int = Field(default=0, ge=0)
     """Rollout batches by which the weights that begin a group may be behind those that train on it. Above 0,
     sampling and training overlap: see docs/async.md."""

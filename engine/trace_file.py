@@ -105,6 +105,12 @@ def span(name: str, track: str = LOOP, **facts: Any) -> Iterator[None]:
         tracer.add(name, track, start, time.perf_counter(), **facts)
 
 
+def record(name: str, track: str, start: float, **facts: Any) -> None:
+    """Record what began at `start` (time.perf_counter) and ends now, where a trace is being recorded."""
+    if _tracer is not None:
+        _tracer.add(name, track, start, time.perf_counter(), **facts)
+
+
 def watch_engine(engine: Any) -> None:
     """Record each step of a vLLM engine in this process, where a trace is being recorded."""
     tracer, inner = _tracer, getattr(getattr(engine, "llm", None), "llm_engine", None)
