@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from verigrad.engine import lora
 from verigrad.engine.activations import offloaded
 from verigrad.engine.algorithm_settings import holds_reference
 from verigrad.engine.attention_backends import choose
+from verigrad.engine.bins import pair_cost
+from verigrad.engine.catalogue import LOSSES
 from verigrad.engine.config import Config, ConfigError
+from verigrad.engine.lanes import MOST_WEIGHTS, add_gradients, halves
 from verigrad.engine.loss import LossFn, LossSums, merge, mismatch_sums
 from verigrad.engine.optim import build_optimizer, learning_rate
 from verigrad.engine.packed_attention import NAME as PACKED
@@ -210,13 +214,39 @@ class Policy:
         weighs = any(bool(batch.loss_weights[batch.loss_mask].any()) for batch in batches)
         moves = with_gradient(batches, skip=beside is None and self.skips(coefs))
 
+        def part(batch: PackedBatch, moving: bool) -> tuple[Tensor, LossSums]:
+            with torch.set_grad_enabled(moving):
+                return self._loss(batch, loss_fn, coefs, first=first, beside=beside)
+
         def parts() -> Iterator[tuple[Tensor, LossSums]]:
             for batch, moving in zip(batches, moves, strict=True):
-                with torch.set_grad_enabled(moving):
-                    part = self._loss(batch, loss_fn, coefs, first=first, beside=beside)
-                yield part
+                pair = self._halves(batch) if beside is None else None
+                if pair is None:
+                    yield part(batch, moving)
+                else:
+                    lanes = partial(part, pair[0], moving), partial(part, pair[1], moving)
+                    yield from add_gradients(lanes, self._trained())
 
         return self.step(parts(), step=step, weighs=weighs)
+
+    def _halves(self, batch: PackedBatch) -> tuple[PackedBatch, PackedBatch] | None:
+        """What to compute side by side instead, where that pays: on a CPU of several cores, see lanes.py."""
+        if self.device.type != "cpu" or torch.get_num_threads() < 2 or LOSSES[self.cfg.algorithm.loss].pairs:
+            return None
+        if sum(weight.numel() for weight in self._trained()) > MOST_WEIGHTS:
+            return None
+        text = self.model.config.get_text_config()
+        return halves(
+            batch,
+            pair_cost=pair_cost(
+                hidden_size=text.hidden_size,
+                num_layers=text.num_hidden_layers,
+                num_parameters=self.model.num_parameters(),
+            ),
+        )
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     def skips(self, coefs: Coefs) -> bool:
         """Whether rollouts of advantage 0 need no backward pass: nothing else of the loss reaches them."""
@@ -323,7 +353,12 @@ class Policy:
         )
 
     def _autocast(self, dtype: str) -> AbstractContextManager[object]:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+        return torch.autocast(
+            self.device.type,
+            dtype=torch.bfloat16,
+            enabled=dtype == "bfloat16",
+            cache_enabled=self.device.type != "cpu",  # threads would share it; each weight is used but once
+        )
 
     def save_model(self, folder: Path) -> None:
         """Weights, config and tokenizer as a Hugging Face folder; of an adapted model the adapter alone."""
