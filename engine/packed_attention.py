@@ -1,7 +1,6 @@
 """Causal attention over packed rollouts, none of which sees another; common beginnings are computed once."""
 
 import warnings
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -12,12 +11,13 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from verigrad.engine.attention_backends import Backend, choose, flex, varlen
+from verigrad.engine.attention_blocks import Block, Blocks, blocks_of
 from verigrad.engine.config import ConfigError
-from verigrad.engine.prefixes import Layout, Run, layout_of
+from verigrad.engine.prefixes import Layout, layout_of
 
 NAME = "verigrad_packed"
 QUERIES = 1024  # attended to at once after a past: an explicit mask [QUERIES, past + length] stays small
-MOST_KEPT = 2**22  # numbers of a mask that is kept from layer to layer; a larger one is made anew
+MOST_KEPT = 2**22  # numbers of masks that are kept from layer to layer; larger ones are made anew
 
 
 def last_hidden(
@@ -90,7 +90,7 @@ def packed_attention(
     device, dtype = query.device.type, compute_dtype(query.device.type)
     if dtype is not None:  # autocast has its own mind about some of these calls, and none about others
         query, key, value = (x.to(dtype) for x in (query, key, value))
-    attend = {"sdpa": _by_runs, "flex": flex, "varlen": varlen}[packed_backend]
+    attend = {"sdpa": _by_blocks, "flex": flex, "varlen": varlen}[packed_backend]
     with torch.autocast(device, enabled=False):
         out = attend(query, key, value, packed_layout, scaling=scaling, sliding_window=sliding_window or None)
     return out, None
@@ -127,7 +127,7 @@ def agrees(backend: Backend, device: torch.device, dtype: torch.dtype) -> bool:
     return close
 
 
-def _by_runs(
+def _by_blocks(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -136,84 +136,81 @@ def _by_runs(
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    """[1, C, heads, D], by one SDPA call for each run of stretches of equal shape."""
-    runs = layout.runs
+    """[1, C, heads, D], by one SDPA call for each block of stretches."""
+    width = query.shape[1] * query.shape[3]
+    made: Blocks = layout.kept(("blocks", width), lambda: blocks_of(layout, width=width))
+    # Gathered and split all at once: the gradient of each slice would be as long as the whole batch.
+    taken = ((query, made.queries), (key, made.keys), (value, made.keys))
+    sizes = [
+        [block.count * (block.total if of_keys else block.length) for block in made.blocks]
+        for of_keys in (False, True, True)
+    ]
+    pieces = zip(
+        *(torch.split_with_sizes(_rows(x, index), of) for (x, index), of in zip(taken, sizes, strict=True)),
+        strict=True,
+    )
     outputs = []
-    # Split, not sliced one by one: each slice's gradient would be as long as the whole batch.
-    sizes = [run.count * run.length for run in runs]
-    pieces = zip(*(torch.split_with_sizes(x[0], sizes, dim=1) for x in (query, key, value)), strict=True)
-    pasts = zip(*(_pasts(x[0], layout) for x in (key, value)), strict=True)
-    for run, (q, k, v), (k_past, v_past) in zip(runs, pieces, pasts, strict=True):
-        q = _split(q, run.count)
-        k, v = (_after(past, own, run) for past, own in ((k_past, k), (v_past, v)))
-        out = _attend(q, k, v, run, layout, scaling=scaling, sliding_window=sliding_window)
-        outputs.append(out.permute(0, 2, 1, 3).reshape(run.count * run.length, q.shape[1], q.shape[3]))
-    return torch.cat(outputs)[None]
+    for block, piece in zip(made.blocks, pieces, strict=True):
+        q, k, v = (x.unflatten(0, (block.count, -1)).transpose(1, 2) for x in piece)
+        out = _attend(
+            q, k, v, block, scaling=scaling, sliding_window=sliding_window, most=MOST_KEPT // len(made.blocks)
+        )
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    together = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return (together if made.back is None else together.index_select(0, made.back))[None]
+
+
+def _rows(x: Tensor, index: Tensor | None) -> Tensor:
+    """[1, heads, C, D] -> [columns of the index, heads, D]."""
+    rows = x[0].transpose(0, 1)
+    return rows if index is None else rows.index_select(0, index)
 
 
 def _attend(
     q: Tensor,  # [count, heads, length, D]
     k: Tensor,  # [count, kv_heads, past + length, D]
     v: Tensor,
-    run: Run,
-    layout: Layout,
+    block: Block,
     *,
     scaling: float | None,
     sliding_window: int | None,
+    most: int,
 ) -> Tensor:
-    """[count, heads, length, D]."""
-    grouped, total = q.shape[1] != k.shape[1], run.past + run.length
-    window = sliding_window if sliding_window is not None and total > sliding_window else None
-    if not run.past and window is None:
+    """[count, heads, length, D]; masks of up to `most` numbers are kept."""
+    grouped = q.shape[1] != k.shape[1]
+    window = sliding_window if sliding_window is not None and block.total > sliding_window else None
+    if not block.past and window is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
     parts = []
-    for start in range(0, run.length, QUERIES):
-        end = min(start + QUERIES, run.length)
-        first = max(0, run.past + start - window + 1) if window else 0
-        seen = slice(first, run.past + end)
-        mask = _mask(layout, q, start=run.past + start, seen=seen, window=window)
+    for start in range(0, block.length, QUERIES):
+        end = min(start + QUERIES, block.length)
+        first = max(0, block.past + start - window + 1) if window else 0
+        seen = slice(first, block.past + end)
+        mask = _mask(block, q, start=block.past + start, seen=seen, window=window, most=most)
         part = (q[:, :, start:end], k[:, :, seen], v[:, :, seen])
         parts.append(F.scaled_dot_product_attention(*part, attn_mask=mask, scale=scaling, enable_gqa=grouped))
     return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 
-def _mask(layout: Layout, q: Tensor, *, start: int, seen: slice, window: int | None) -> Tensor:
-    """What is added to scores [queries, keys]: 0 or -inf. Queries begin at `start` and end with the keys."""
+def _mask(block: Block, q: Tensor, *, start: int, seen: slice, window: int | None, most: int) -> Tensor:
+    """What is added to scores [queries, keys], or of padded stretches [count, 1, queries, keys]: 0 or -inf.
 
-    def made() -> Tensor:
-        ages = (
-            torch.arange(start, seen.stop, device=q.device)[:, None]
-            - torch.arange(seen.start, seen.stop, device=q.device)[None, :]
-        )
-        hidden = ages < 0
-        if window:
-            hidden |= ages >= window
-        return torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, -torch.inf)
-
-    if (seen.stop - start) * (seen.stop - seen.start) > MOST_KEPT // max(1, len(layout.runs)):
-        return made()
-    kept: Tensor = layout.kept((start, seen.start, seen.stop, window, q.dtype), made)
-    return kept
-
-
-def _pasts(x: Tensor, layout: Layout) -> Sequence[Tensor | None]:
-    """Of each run what comes before its stretches, [kv_heads, count*past, D]; None where nothing does."""
-    sizes = [run.count * run.past for run in layout.runs]
-    if not any(sizes):
-        return [None] * len(sizes)
-    # Gathered at once, for the same reason.
-    return torch.split_with_sizes(x.index_select(1, layout.pasts), sizes, dim=1)
-
-
-def _after(past: Tensor | None, own: Tensor, run: Run) -> Tensor:
-    """[count, kv_heads, past + length, D]."""
-    own = _split(own, run.count)
-    return own if not run.past or past is None else torch.cat([_split(past, run.count), own], dim=2)
-
-
-def _split(x: Tensor, count: int) -> Tensor:
-    """[heads, count*length, D] -> [count, heads, length, D]."""
-    return x.reshape(x.shape[0], count, -1, x.shape[2]).transpose(0, 1)
+    Queries begin at `start` and end with the keys.
+    """
+    key = (start, seen.start, seen.stop, window, q.dtype)
+    if key in block.masks:
+        return block.masks[key]
+    keys = torch.arange(seen.start, seen.stop, device=q.device)
+    ages = torch.arange(start, seen.stop, device=q.device)[:, None] - keys
+    hidden = ages < 0
+    if window:
+        hidden |= ages >= window
+    if block.padding is not None:
+        hidden = hidden | (keys < block.padding[:, None, None, None])
+    mask = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, -torch.inf)
+    if mask.numel() <= most:
+        block.masks[key] = mask
+    return mask
 
 
 AttentionInterface.register(NAME, packed_attention)
