@@ -24,10 +24,11 @@ from verigrad.engine.catalogue import ADVANTAGES as ADVANTAGE_PARTS
 from verigrad.engine.catalogue import AGGREGATIONS, ROWS
 from verigrad.engine.catalogue import LOSSES as LOSS_PARTS
 from verigrad.engine.config import AlgorithmConfig, Config
+from verigrad.engine.correction import TOKEN_WISE
 from verigrad.engine.divergence import adapt_entropy, adapt_kl
 from verigrad.engine.dynamic_sampling import KeepFn, has_signal, keep_all
 from verigrad.engine.gae import place_gae
-from verigrad.engine.loss import LossFn, policy_loss
+from verigrad.engine.loss import LossFn, TokenWise, policy_loss
 from verigrad.engine.schema import Coefs, LossInputs, Metrics, PackedBatch, Rollout, TokenLoss
 from verigrad.engine.token_advantage import place
 from verigrad.engine.token_selection import Selection
@@ -103,7 +104,7 @@ def build(cfg: Config) -> Algorithm:
 def _loss(a: AlgorithmConfig) -> LossFn:
     options = {name: getattr(a, name) for name in LOSS_PARTS[a.loss].settings}
     token_loss: Callable[[LossInputs], TokenLoss] = partial(LOSSES[a.loss], **options)
-    return partial(
+    loss = partial(
         policy_loss,
         token_loss=token_loss,
         correction=a.correction,
@@ -113,6 +114,8 @@ def _loss(a: AlgorithmConfig) -> LossFn:
         kl_estimator=a.kl_estimator if a.kl_coef and a.kl_place == "loss" else None,
         positive_nll_coef=a.positive_nll_coef or 0.0,
     )
+    by_tokens = a.loss in token_losses.LOSSES and a.correction in TOKEN_WISE and a.off_policy_delta is None
+    return TokenWise(loss) if by_tokens else loss
 
 
 def _place(a: AlgorithmConfig) -> Callable[[Sequence[PackedBatch], Coefs], list[PackedBatch]] | None:

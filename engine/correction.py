@@ -17,6 +17,7 @@ Correction = Literal["icepop", "tis", "sequence_tis", "sequence_mask", "geometri
 Level = Literal["token", "sequence_sum", "sequence_mean", "sequence_max"]
 Measure = Literal["k1", "k2", "k3"]
 
+TOKEN_WISE = ("icepop", "tis", "none")  # kinds that look at each token by itself
 CAPS = ("tis", "sequence_tis")  # kinds that hold the ratio at a bound; the others put 0 beyond it
 
 

@@ -7,6 +7,7 @@ losses, gradients and sums of micro-batches add up to those of the whole optimiz
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +20,17 @@ LossSums = dict[str, Tensor]
 
 LossFn = Callable[[LossInputs, Coefs], tuple[Tensor, LossSums]]
 """One micro-batch -> its share of the step's loss (scalar) and of the step's sums."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWise:
+    """A LossFn of single tokens: it may be given a few of a micro-batch's at a time, its results added up."""
+
+    loss: LossFn
+
+    def __call__(self, inputs: LossInputs, coefs: Coefs) -> tuple[Tensor, LossSums]:
+        """The same loss."""
+        return self.loss(inputs, coefs)
 
 
 def policy_loss(
@@ -65,6 +77,7 @@ def policy_loss(
     return loss, sums | mismatch_sums(inputs) | dict(bounded.sums or {})
 
 
+@TokenWise
 def nll(inputs: LossInputs, coefs: Coefs) -> tuple[Tensor, LossSums]:
     """Minus the weighted sum of log-probabilities: supervised learning of the labels, with the same sums.
 
@@ -141,13 +154,7 @@ def merge(parts: Sequence[LossSums], *, num_optimizer_steps: int = 1) -> Metrics
     NaN where there was no pair. `ess_frac` is the effective sample size of the importance weights over the
     number of tokens: 1 where all are equal, 0.0 where all are 0.
     """
-    largest = {"mismatch_max", "ratio_max_dev"}
-    total = {
-        key: float(torch.stack([part[key] for part in parts]).amax(0))
-        if key in largest
-        else float(torch.stack([part[key] for part in parts]).sum(0))
-        for key in (parts[0] if parts else ())
-    }
+    total = {key: float(value) for key, value in add_up(parts).items()}
 
     def share(key: str, of: str) -> float:
         return total.get(key, 0.0) / (total.get(of, 0.0) or 1.0)
@@ -163,8 +170,16 @@ def merge(parts: Sequence[LossSums], *, num_optimizer_steps: int = 1) -> Metrics
     metrics["ess_frac"] = share("weight_sum", "num_tokens") * share("weight_sum", "weight_square_sum")
     if not total.get("num_tokens"):
         metrics |= {"entropy": math.nan, "kl_ref": math.nan}
-    return metrics | {name: total.get(name, 0.0) for name in sorted(largest)}
+    return metrics | {name: total.get(name, 0.0) for name in sorted(_LARGEST)}
 
+
+def add_up(parts: Sequence[LossSums]) -> LossSums:
+    """The sums of several parts as those of one; what is the largest of each stays the largest."""
+    stacked = {key: torch.stack([part[key] for part in parts]) for key in (parts[0] if parts else ())}
+    return {key: each.amax(0) if key in _LARGEST else each.sum(0) for key, each in stacked.items()}
+
+
+_LARGEST = {"mismatch_max", "ratio_max_dev"}
 
 _MEANS = {  # metric: what is added up, over what
     "clip_frac_low": ("clip_low_count", "num_tokens"),

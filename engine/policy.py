@@ -22,14 +22,16 @@ from verigrad.engine.bins import pair_cost
 from verigrad.engine.catalogue import LOSSES
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.lanes import MOST_WEIGHTS, add_gradients, halves
-from verigrad.engine.loss import LossFn, LossSums, merge, mismatch_sums
+from verigrad.engine.loss import LossFn, LossSums, TokenWise, add_up, merge
+from verigrad.engine.loss_columns import ColumnLoss, column_loss
 from verigrad.engine.optim import build_optimizer, learning_rate
 from verigrad.engine.packed_attention import NAME as PACKED
 from verigrad.engine.packed_attention import last_hidden, require_packable
 from verigrad.engine.prefixes import layout_of
-from verigrad.engine.schema import Coefs, LossInputs, Metrics, PackedBatch
+from verigrad.engine.schema import Coefs, Metrics, PackedBatch
 from verigrad.engine.zero_advantage import follows_advantage, with_gradient
 from verigrad.kernels.linear_logprob import linear_collision, linear_logprob
+from verigrad.kernels.linear_token_loss import linear_token_loss
 
 BesideFn = Callable[[Tensor, PackedBatch], Tensor]
 """Last hidden states [N, H] of a batch's trained columns -> a scalar to add to the policy's loss."""
@@ -286,30 +288,43 @@ class Policy:
         beside: BesideFn | None = None,
     ) -> tuple[Tensor, LossSums]:
         hidden = self.hidden(self.model, batch)
-        logprobs, entropy = self._head(self.model, hidden, batch, temperature=self.cfg.rollout.temperature)
-        mask, decoupled = batch.loss_mask, self.cfg.algorithm.old_logprobs == "trainer"
-        sequence = torch.repeat_interleave(torch.arange(batch.num_rollouts), batch.cu_seqlens.diff().long())
-
-        def chosen(column: Tensor) -> Tensor:
-            return column[mask].to(self.device)
-
-        inputs = LossInputs(
-            logprobs=logprobs,
-            old_logprobs=logprobs.detach() if first and decoupled else chosen(batch.old_logprobs),
-            rollout_logprobs=chosen(batch.rollout_logprobs),
-            ref_logprobs=None if batch.ref_logprobs is None else chosen(batch.ref_logprobs),
-            entropy=entropy,
-            advantages=chosen(batch.advantages),
-            weights=chosen(batch.loss_weights),
-            sequence=chosen(sequence),
-            correction_scale=batch.correction_scale,
-            nll_weights=None if batch.nll_weights is None else chosen(batch.nll_weights),
-            groups=None if batch.groups is None else chosen(batch.groups[sequence]),
+        decoupled = self.cfg.algorithm.old_logprobs == "trainer"
+        of_columns = column_loss(
+            batch,
+            loss_fn,
+            coefs,
+            device=self.device,
+            own_old=first and decoupled,
+            compare=first and not decoupled,  # the loss is given the sampler's as the old ones
         )
-        loss, sums = loss_fn(inputs, coefs)
-        if first and not decoupled:  # the loss was given the sampler's as the old ones: nothing to compare
-            sums |= mismatch_sums(dataclasses.replace(inputs, old_logprobs=logprobs.detach()))
+        if isinstance(loss_fn, TokenWise) and beside is None and len(hidden):
+            return self._in_one_pass(hidden, batch, of_columns)
+        found = self._head(self.model, hidden, batch, temperature=self.cfg.rollout.temperature)
+        loss, sums = of_columns(slice(None), *found)
         return loss if beside is None else loss + beside(hidden, batch), sums
+
+    def _in_one_pass(
+        self, hidden: Tensor, batch: PackedBatch, of_columns: ColumnLoss
+    ) -> tuple[Tensor, LossSums]:
+        """The loss and its gradient a chunk of logits at a time, none of which is computed twice."""
+        seen: list[LossSums] = []
+
+        def of_chunk(rows: slice, logprobs: Tensor, entropy: Tensor) -> Tensor:
+            loss, sums = of_columns(rows, logprobs, entropy)
+            seen.append(sums)
+            return loss
+
+        head = self.model.get_output_embeddings()
+        loss, _, _ = linear_token_loss(
+            hidden,
+            head.weight,
+            batch.labels[batch.loss_mask].to(self.device),
+            of_chunk,
+            bias=head.bias,
+            temperature=self.cfg.rollout.temperature,
+            chunk_tokens=self.cfg.policy.head_chunk_tokens,
+        )
+        return loss, add_up(seen)
 
     def hidden(self, model: Any, batch: PackedBatch, *, dtype: str | None = None) -> Tensor:
         """Last hidden states [N, H] of the N columns whose label counts, of a model with packed attention.

@@ -246,7 +246,7 @@ class RolloutConfig(Section):
     """vLLM on a GPU: give the engine's memory to the trainer between rollouts."""
     enforce_eager: bool = False
     """vLLM on a GPU: do not capture CUDA graphs (a CPU engine is always eager)."""
-    num_engines: int | None = Field(default=None, ge=1, le=64)
+    num_engines: int | None = Field(default=None, ge=1, le=16)
     """On a CPU: engines that sample at once, each with its own cores and copy of the weights; empty takes one
     per core, up to 4, to train a small model, else 1."""
     max_staleness: int = Field(default=0, ge=0)
@@ -497,8 +497,8 @@ class PolicyConfig(Section):
     share_prefixes: bool = True
     """Compute what sequences of a pass begin with alike, such as a group's prompt, once for all of them. Last
     digits differ from those without it: switch it off to go on as a run did that had none."""
-    head_chunk_tokens: int = Field(default=1024, ge=1)
-    """Tokens whose logits are held at once."""
+    head_chunk_tokens: int | None = Field(default=None, ge=1)
+    """Tokens whose logits are held at once; empty is as many as 128 MiB hold, on a GPU 0.94 GiB."""
     trust_remote_code: bool = False
     """Run model code from the hub."""
 
