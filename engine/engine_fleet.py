@@ -46,6 +46,11 @@ class EngineFleet:
         self._threads = max(1, torch.get_num_threads() // len(self.engines))
 
     @property
+    def num_engines(self) -> int:
+        """How many there are."""
+        return len(self.engines)
+
+    @property
     def busy_s(self) -> float:
         """Seconds that the engines have decoded, on average."""
         return sum(getattr(engine, "busy_s", 0.0) for engine in self.engines) / len(self.engines)

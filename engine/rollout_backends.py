@@ -39,7 +39,11 @@ def most_engines(cfg: Config, *, training: bool) -> int:
                 f"rollout.num_engines = {asked} divides a CPU's cores, and here a GPU samples; remove it"
             )
         return asked
-    if not (training and module_of(cfg).endswith("_vllm")) or cfg.rollout.max_staleness or on_gpu(cfg):
+    if not (training and module_of(cfg).endswith("_vllm")) or on_gpu(cfg):
+        return 1
+    if (
+        cfg.rollout.max_staleness or cfg.sync.route == "shared"
+    ):  # the trainer has a core; one memory, one engine
         return 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     return max(1, min(num_cores(), MOST, memory // MEMORY_EACH_BYTES))

@@ -32,6 +32,8 @@ FREE_TO_CHANGE = {
     "run.keep_checkpoints",
     "run.trackers",
     "run.project",
+    "rollout.engine_process",
+    "rollout.num_engines",
     "verifier.num_workers",
     "verifier.audit",
     "verifier.audit_rows",

@@ -40,6 +40,7 @@ class WeightSync:
         self.params = SamplingParams(cfg.rollout.temperature, min(CANARY_TOKENS, cfg.rollout.max_tokens))
         room = cfg.rollout.max_tokens - self.params.max_tokens  # an engine holds no more
         self.requests = _canary_requests([sampler.codec.token_ids(one) for one in canaries], room=room)
+        self.requests *= -(-getattr(sampler.engine, "num_engines", 1) // len(self.requests))  # one for each
         assert cfg.sync.max_canary_gap is not None, "config.load resolves it"
         assert cfg.sync.max_mismatch_kl is not None, "config.load resolves it"
         self.max_gap, self.max_mismatch_kl = cfg.sync.max_canary_gap, cfg.sync.max_mismatch_kl

@@ -13,7 +13,9 @@ from verigrad.engine.config import ConfigError
 from verigrad.engine.engine_fleet import EngineFleet, shares
 from verigrad.engine.rollout import SamplerError, SamplingParams, TokenRequest, derive_seed
 from verigrad.engine.rollout_backends import build_engine, early_children, num_engines
+from verigrad.engine.sync import WeightSync
 from verigrad.engine.weight_sharing import NoLayout
+from verigrad.verifiers.base import Problem
 
 PARAMS = SamplingParams(1.0, 20)
 PROMPTS = [[5 + i, 7, 9, 11] * (1 + i % 3) for i in range(8)]
@@ -198,3 +200,22 @@ def test_the_cache_is_no_larger_than_can_be_filled():
     # 16 sequences of 128 tokens are 16 blocks, and 16 to spare; 2 layers x (K, V) x 1 head of 32 in float32
     expected = (16 + 16) * 128 * (2 * 2 * 1 * 32 * 4) * 5 // 4
     assert usable_cache_bytes(settings("vllm"), model_folder()) == expected
+
+
+def test_every_engine_has_a_canary(fleet):
+    class Sampler:
+        engine = fleet
+
+        class codec:
+            @staticmethod
+            def token_ids(problem):
+                return [5, 7]
+
+    def requests(num, **rollout):
+        Sampler.engine = EngineFleet([fleet.engines[0]] * num)
+        return WeightSync(None, Sampler, [Problem("a", "b")] * 2, cfg=settings(**rollout)).requests
+
+    assert len(requests(4)) == 16
+    assert len(requests(4, max_tokens=1)) == 4  # room for two, said twice
+    assert set(shares(requests(4, max_tokens=1), 4)) == {0, 1, 2, 3}
+    assert set(shares(requests(4), 4)) == {0, 1, 2, 3}
