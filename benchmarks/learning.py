@@ -22,7 +22,8 @@ RECIPE = "quickstart"
 EVALS = ["eval.every=4", "eval.temperature=1.0"]  # greedy answers jump as soon as the balance has tipped
 STEPS = 40  # of ours; the learning rate is constant, so TRL may take more
 LEVELS = (0.5, 0.8, 0.9)  # accuracies whose first evaluation is told
-PATIENCE = 1.25  # TRL is given this many times our training time
+PATIENCE = 1.25  # TRL is given this many times our training time,
+BAR = 4.2  # or, if that is more, this many times ours to the last level
 COLOURS = {"verigrad": "#0072B2", "TRL": "#D55E00"}
 MARKERS = {"verigrad": "o", "TRL": "s"}
 
@@ -34,7 +35,7 @@ def race(python: Path, *, seeds: int, threads: int, out: Path, steps: int) -> No
         with tempfile.TemporaryDirectory(prefix="verigrad-learning-") as folder:
             place = Path(folder)
             ours = run_ours(place, seed=seed, threads=threads, steps=steps)
-            limit_s = PATIENCE * ours[-1]["train_s"]
+            limit_s = max(PATIENCE * ours[-1]["train_s"], BAR * seconds_to(LEVELS[-1], ours))
             theirs = run_trl(place, python, seed=seed, threads=threads, steps=steps, limit_s=limit_s)
         row = {"race": "learning", "seed": seed, "threads": threads, "machine": measured.machine()}
         row["curves"] = {"verigrad": ours, "TRL": theirs}
@@ -115,6 +116,12 @@ def running(seconds: Any) -> list[float]:
     for value in seconds:
         total.append(total[-1] + value)
     return total
+
+
+def seconds_to(level: float, curve: Sequence[Mapping[str, Any]]) -> float:
+    """Training seconds until the first evaluation of `level`; all of them where it was not reached."""
+    reached = (point["train_s"] for point in curve if point["avg"] >= level)
+    return float(next(reached, curve[-1]["train_s"]))
 
 
 def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -201,7 +201,7 @@ def test_a_bar_is_held_by_the_newest_row_that_tells_of_it_and_by_nothing_else(tm
 
 def test_time_to_an_accuracy_is_that_of_the_first_evaluation_there():
     curve = [{"train_s": s, "avg": a} for s, a in ((0.0, 0.1), (10.0, 0.91), (20.0, 0.89), (30.0, 0.95))]
-    row = {"curves": {"verigrad": curve, "TRL": curve[:1]}}
+    row = {"curves": {"verigrad": curve, "TRL": [curve[0], {"train_s": 45.0, "avg": 0.8}]}}
     assert all_benchmarks.seconds_to(0.9, "verigrad", row) == 10.0
     assert all_benchmarks.seconds_to(0.9, "TRL", row) == math.inf
-    assert all_benchmarks.faster_than_trl(row) == math.inf
+    assert all_benchmarks.faster_than_trl(row) == 4.5  # stopped after 45 s
