@@ -29,6 +29,7 @@ from verigrad.engine.packed_attention import NAME as PACKED
 from verigrad.engine.packed_attention import last_hidden, require_packable
 from verigrad.engine.prefixes import layout_of
 from verigrad.engine.schema import Coefs, Metrics, PackedBatch
+from verigrad.engine.update_dtype import update_dtype
 from verigrad.engine.zero_advantage import follows_advantage, with_gradient
 from verigrad.kernels.linear_logprob import linear_collision, linear_logprob
 from verigrad.kernels.linear_token_loss import linear_token_loss
@@ -103,8 +104,7 @@ class Policy:
         """
         self.cfg, self.tokenizer, self.start_folder = cfg, tokenizer, start_folder
         self.device = find_device(cfg)
-        same = cfg.policy.update_dtype == "same"
-        self.update_dtype = cfg.policy.dtype if same else cfg.policy.update_dtype
+        self.update_dtype = update_dtype(cfg, self.device)
         choose(cfg.policy.attention, device=self.device, dtype=getattr(torch, self.update_dtype), shared=True)
         self.adapted = cfg.lora.rank > 0
         self.model = load_model(cfg, start_folder if self.adapted else model_folder)

@@ -53,7 +53,7 @@ def model_folder(*, tied=False, seed=0, dropout=0.0):
 def config(**sections):
     """A resolved Config; sections as dicts."""
     base = {
-        "policy": {"model": "unused", "device": "cpu", "tokens_per_batch": 512},
+        "policy": {"model": "unused", "device": "cpu", "tokens_per_batch": 512, "update_dtype": "same"},
         "data": {"path": "unused"},
         "rollout": {"max_prompt_tokens": 64, "max_tokens": 64, "group_size": 4, "groups_per_step": 4,
                     "kv_cache_gb": 0.25},
