@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from verigrad.engine import lora
 from verigrad.engine.activations import offloaded
@@ -25,8 +23,8 @@ from verigrad.engine.lanes import MOST_WEIGHTS, add_gradients, halves
 from verigrad.engine.loss import LossFn, LossSums, TokenWise, add_up, merge
 from verigrad.engine.loss_columns import ColumnLoss, column_loss
 from verigrad.engine.optim import build_optimizer, learning_rate
-from verigrad.engine.packed_attention import NAME as PACKED
-from verigrad.engine.packed_attention import last_hidden, require_packable
+from verigrad.engine.packed_attention import last_hidden
+from verigrad.engine.policy_model import load_model
 from verigrad.engine.prefixes import layout_of
 from verigrad.engine.schema import Coefs, Metrics, PackedBatch
 from verigrad.engine.update_dtype import update_dtype
@@ -36,8 +34,6 @@ from verigrad.kernels.linear_token_loss import linear_token_loss
 
 BesideFn = Callable[[Tensor, PackedBatch], Tensor]
 """Last hidden states [N, H] of a batch's trained columns -> a scalar to add to the policy's loss."""
-
-UNSUPPORTED_HEADS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,35 +401,6 @@ class Policy:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.reference is not None and "reference" in state:
             self.reference.load_state_dict(state["reference"])
-
-
-def load_model(cfg: Config, folder: str) -> Any:
-    """A causal LM in float32 with packed attention, without dropout."""
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            attn_implementation=PACKED,
-            trust_remote_code=cfg.policy.trust_remote_code,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"policy.model = {folder!r} could not be loaded: {reason}") from error
-    require_packable(model, folder)
-    text_config = model.config.get_text_config()
-    for name in UNSUPPORTED_HEADS:
-        if getattr(text_config, name, None) not in (None, 1, 1.0):
-            raise ConfigError(
-                f"policy.model: {name} = {getattr(text_config, name)} changes the logits in a way the "
-                "trainer does not reproduce; use a model without it"
-            )
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # old and new log-probabilities must come from the same function
-    model.train()
-    if cfg.policy.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model
 
 
 def find_device(cfg: Config) -> torch.device:
