@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from verigrad.engine.backends import module_of
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.engine_process_weights import SharedWeights, new_file
 from verigrad.engine.rollout import SamplerError, SamplingParams, TokenOutput, TokenRequest
@@ -73,16 +74,19 @@ class Child:
 
     def __init__(self, cfg: Config, *, threads: int) -> None:
         """`threads`: its share of the cores."""
-        from verigrad.engine.rollout_backends import module_of  # which makes engines of this kind
-
-        module = module_of(cfg)
         self.file = new_file()
         self.printed = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the child
         ours, theirs = socket.socketpair()
         with theirs:
             handles = theirs.fileno(), self.file.fileno()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "verigrad.engine.engine_process_child", *map(str, handles), module],
+                [
+                    sys.executable,
+                    "-m",
+                    "verigrad.engine.engine_process_child",
+                    *map(str, handles),
+                    module_of(cfg),
+                ],
                 env=environment(cfg, threads=threads),
                 stdin=subprocess.DEVNULL,
                 stdout=self.printed,

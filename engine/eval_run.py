@@ -26,6 +26,7 @@ from verigrad.engine import (
     side_effects,
 )
 from verigrad.engine import suite as suites
+from verigrad.engine.backends import backend_of
 from verigrad.engine.checkpoint import name_of
 from verigrad.engine.config import Config, ConfigError, DataConfig
 from verigrad.engine.eval_plan import Planned, Subject
@@ -42,7 +43,7 @@ from verigrad.engine.evaluation import (
 from verigrad.engine.intervals import paired_difference
 from verigrad.engine.policy import find_device
 from verigrad.engine.prompts import Prompter
-from verigrad.engine.rollout_backends import build_engine, build_prompter, sampler_of, vllm_installed
+from verigrad.engine.rollout_backends import build_engine, build_prompter, sampler_of
 from verigrad.engine.schema import VerifiedGroup
 from verigrad.engine.scoring import Judges
 from verigrad.engine.screen import Screen
@@ -194,9 +195,7 @@ def results_of(one: Prepared, seed: int | None, folder: "Folder | None", screen:
 def used_by(one: Prepared, cfg: Config, name: str, verifier: str) -> dict[str, Any]:
     """What shaped the numbers, besides the weights."""
     num_samples, temperature = sampling_of(cfg, name)
-    backend = cfg.rollout.backend
-    if backend == "auto":
-        backend = "vllm" if vllm_installed() else "transformers"
+    backend = backend_of(cfg)
     return {
         "model": one.model.fingerprint,
         "num_samples": num_samples,

@@ -41,7 +41,7 @@ def main() -> int:
 def command_of(socket: str, options: dict[str, Any]) -> list[str]:
     """The server's command line; makes or fetches the model. ConfigError where there is none."""
     from verigrad.engine import model_files
-    from verigrad.engine.rollout_backends import vllm_installed
+    from verigrad.engine.backends import vllm_installed
 
     if not vllm_installed():
         raise ConfigError("a judge given by `model` is served by vLLM, which is not installed; give a `url`")

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import torch
 
 from verigrad.engine import model_files
+from verigrad.engine.backends import backend_of, vllm_installed
 from verigrad.engine.config import Config, ConfigError, PromptsConfig
 from verigrad.engine.prompts import Prompter
 from verigrad.engine.rollout import derive_seed
-from verigrad.engine.rollout_backends import vllm_installed
 from verigrad.verifiers.base import Problem
 from verigrad.verifiers.judge_base import Judge, OnReply, Question, Reply
 from verigrad.verifiers.judge_client import Endpoint, JudgeClient
@@ -120,7 +120,7 @@ def _about_judge(says: str) -> str:
 
 
 def _answerer(cfg: Config, model: model_files.ModelFiles) -> Answerer:
-    if cfg.rollout.backend == "transformers" or (cfg.rollout.backend == "auto" and not vllm_installed()):
+    if backend_of(cfg) == "transformers":
         return TransformersAnswerer(cfg, model)
     if not vllm_installed():
         raise ConfigError(

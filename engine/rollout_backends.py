@@ -1,6 +1,5 @@
 """The one place where a sampling engine is chosen, and whether attempts are completions or episodes."""
 
-import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -8,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from verigrad.engine import model_files, sandboxing
+from verigrad.engine.backends import backend_of, vllm_installed
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.engine_fleet import EngineFleet
 from verigrad.engine.engine_process import Child, EngineProcess, is_wanted, num_cores, on_gpu
@@ -23,14 +23,6 @@ SMALL_MODEL_BYTES = 2**28  # larger ones keep several cores busy by themselves
 MEMORY_EACH_BYTES = 2 * 2**30  # of the machine, for each engine that nobody asked for
 
 
-def module_of(cfg: Config) -> str:
-    """The module whose engine samples, by the recipe and what is installed."""
-    backend = cfg.rollout.backend
-    if backend == "auto":
-        backend = "vllm" if vllm_installed() else "transformers"
-    return f"verigrad.engine.rollout_{backend}"
-
-
 def most_engines(cfg: Config, *, training: bool) -> int:
     """How many engines there will be at most; a large model's weights may make it one: see `num_engines`."""
     if (asked := cfg.rollout.num_engines) is not None:
@@ -39,7 +31,7 @@ def most_engines(cfg: Config, *, training: bool) -> int:
                 f"rollout.num_engines = {asked} divides a CPU's cores, and here a GPU samples; remove it"
             )
         return asked
-    if not (training and module_of(cfg).endswith("_vllm")) or on_gpu(cfg):
+    if not (training and backend_of(cfg) == "vllm") or on_gpu(cfg):
         return 1
     if (
         cfg.rollout.max_staleness or cfg.sync.route == "shared"
@@ -121,7 +113,7 @@ def build_engine(
 
 
 def _built(cfg: Config, model_folder: str, *, eos_ids: Sequence[int], seed: int) -> Engine:
-    if module_of(cfg).endswith("_transformers"):
+    if backend_of(cfg) == "transformers":
         from verigrad.engine.rollout_transformers import TransformersEngine
 
         return TransformersEngine(cfg, model_folder, eos_ids=eos_ids)
@@ -163,8 +155,3 @@ def sampler_of(cfg: Config, engine: Engine, prompter: Prompter) -> Iterator[Samp
         except SandboxError as error:
             raise NoSandbox(f"agent.tools run in a sandbox, and none came up: {error}") from error
         yield EpisodeSampler(engine, prompter, cfg.agent, pool, max_seqs=cfg.rollout.max_seqs)
-
-
-def vllm_installed() -> bool:
-    """Whether `import vllm` would find something; imports nothing."""
-    return importlib.util.find_spec("vllm") is not None

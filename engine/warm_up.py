@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from verigrad.engine import trace_file
+from verigrad.engine.backends import vllm_installed
 from verigrad.engine.config import Config
-from verigrad.engine.rollout_backends import vllm_installed
 
 
 @contextmanager
