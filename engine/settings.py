@@ -479,7 +479,7 @@ class PolicyConfig(Section):
     """Keyword arguments for a maker."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of trainer and sampler; the trained weights themselves are kept in float32."""
-    update_dtype: Literal["auto", "same", "float32", "bfloat16"] = "same"
+    update_dtype: Literal["auto", "same", "float32", "bfloat16"] = "auto"
     """Compute type of the update alone; same is policy.dtype, and auto is too but for bfloat16 on a CPU with
     instructions for it, where old log-probabilities are the trainer's. See docs/packing.md."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -143,8 +143,8 @@ class WeightSync:
             raise WeightSyncError(
                 f"mismatch_kl = {mismatch:.2g} between sampler and trainer is more than "
                 f"sync.max_mismatch_kl = {self.max_mismatch_kl:g}: the policy that samples is not the policy "
-                "that trains. Start another run with policy.dtype = 'float32', or with a higher limit if you "
-                "know why"
+                "that trains. Start another run with policy.dtype = 'float32' and policy.update_dtype = "
+                "'same', or with a higher limit if you know why"
             )
 
 
