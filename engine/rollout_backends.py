@@ -9,6 +9,7 @@ import torch
 from verigrad.engine import model_files, sandboxing
 from verigrad.engine.backends import backend_of, vllm_installed
 from verigrad.engine.config import Config, ConfigError
+from verigrad.engine.dynamic_sampling import sampling_cap
 from verigrad.engine.engine_fleet import EngineFleet
 from verigrad.engine.engine_process import Child, EngineProcess, is_wanted, num_cores, on_gpu
 from verigrad.engine.model_files import ModelFiles
@@ -54,6 +55,18 @@ def threads_of(num: int) -> int:
     return max(1, num_cores() // num)
 
 
+def no_idle_places(cfg: Config) -> Config:
+    """`rollout.max_seqs` no larger than a step fills, where nothing else is sampled: places cost memory."""
+    rollout, dynamic = cfg.rollout, cfg.dynamic_sampling
+    if cfg.eval.every or rollout.max_staleness or cfg.agent.tools:
+        return cfg
+    groups = rollout.groups_per_step
+    if dynamic.enabled:
+        groups = sampling_cap(groups, oversample=dynamic.oversample)
+    fewer = {"max_seqs": min(rollout.max_seqs, groups * rollout.group_size)}
+    return cfg.model_copy(update={"rollout": rollout.model_copy(update=fewer)})
+
+
 def share_of(cfg: Config, num: int) -> Config:
     """The settings of one of `num` engines."""
     seqs = -(-cfg.rollout.max_seqs // num)
@@ -93,6 +106,8 @@ def build_engine(
     `training`: it may sample while another part of the program trains, in a process of its own. Of `children`
     (see `early_children`) those needed are taken out.
     """
+    if training:
+        cfg = no_idle_places(cfg)
     num, elsewhere = num_engines(cfg, model_folder, training=training), training and is_wanted(cfg)
     if num == 1 and not elsewhere:
         return _built(cfg, model_folder, eos_ids=eos_ids, seed=seed)

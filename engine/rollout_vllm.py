@@ -24,6 +24,7 @@ from vllm.sampling_params import RequestOutputKind
 from verigrad.engine.config import Config, ConfigError
 from verigrad.engine.rollout import SamplerError, SamplingParams, TokenOutput, TokenRequest
 from verigrad.engine.trace_file import watch_engine
+from verigrad.engine.vllm_cpu_kernels import kernel_settings
 from verigrad.engine.weight_sharing import Layout, NoLayout, unpacked
 
 CACHE_BLOCK = 128  # tokens, of vLLM's CPU build
@@ -76,6 +77,7 @@ class VllmEngine:
             longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_tokens
             return {
                 "enforce_eager": True,
+                **kernel_settings(),
                 # All of it is written at the start, so what could never be used is not asked for.
                 "kv_cache_memory_bytes": min(
                     int(cfg.rollout.kv_cache_gb * 2**30), usable_cache_bytes(cfg, model_folder)

@@ -155,6 +155,20 @@ def test_each_has_its_part_of_the_sequences():
     assert (own.max_seqs, own.num_engines) == (6, 1)
 
 
+def test_there_is_no_place_that_a_step_cannot_fill():
+    def places(eval_every=0, oversample=None, **rollout):
+        dynamic = {"enabled": False} if oversample is None else {"enabled": True, "oversample": oversample}
+        rollout = {"group_size": 3, "groups_per_step": 2, "max_seqs": 16, **rollout}
+        cfg = config(rollout=rollout, dynamic_sampling=dynamic, eval={"every": eval_every})
+        return rollout_backends.no_idle_places(cfg).rollout.max_seqs
+
+    assert places() == 6
+    assert places(oversample=1.5) == 9
+    assert places(max_seqs=4) == 4
+    assert places(eval_every=2) == 16  # held-out problems may be many
+    assert places(max_staleness=1) == 16
+
+
 def test_processes_that_were_not_taken_end_with_the_block():
     with early_children(settings(num_engines=3)) as children:
         taken = children.pop()
