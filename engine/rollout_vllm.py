@@ -77,6 +77,8 @@ class VllmEngine:
             longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_tokens
             return {
                 "enforce_eager": True,
+                # Of less than a block nothing can be kept; but updates in flight are told through the cache.
+                "enable_prefix_caching": longest > CACHE_BLOCK or cfg.rollout.max_staleness > 0,
                 **kernel_settings(),
                 # All of it is written at the start, so what could never be used is not asked for.
                 "kv_cache_memory_bytes": min(
