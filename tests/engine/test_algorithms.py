@@ -318,4 +318,4 @@ def test_the_quickstart_trains_for_five_steps_with_every_row(tmp_path, name):
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert sum(row["skipped_updates"] for row in rows) == 0
     assert sum(row["grad_norm"] > 0 for row in rows) >= 3
-    assert max(row["mismatch_kl"] for row in rows) < 1e-6
+    assert max(row["mismatch_kl"] for row in rows) < 1e-4  # the update may compute in bfloat16

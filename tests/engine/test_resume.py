@@ -23,7 +23,8 @@ def rows(path):
     if not path.exists():
         return []
     timed = ("seconds/", "tokens_per_s", *(f"verify/{name}" for name in CLOCKED))
-    whole = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = path.read_text().splitlines(keepends=True)
+    whole = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be half written
     return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in whole]
 
 
