@@ -188,6 +188,11 @@ def _asynchronous_contradictions(c: Config) -> Iterator[str]:
                 "rollout.max_staleness > 0"
             )
         return
+    if rollout.engine_process is False and (rollout.num_engines or 1) > 1:
+        yield (
+            f"rollout.num_engines = {rollout.num_engines} needs processes beside the trainer's, and "
+            "rollout.engine_process = false with rollout.max_staleness > 0 has none; remove one of the two"
+        )
     advantage = algorithm_settings.row_of(c.algorithm)[0]
     kept_apart = {
         "agent.tools run in episodes, which are sampled step by step": bool(c.agent.tools),

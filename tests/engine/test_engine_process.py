@@ -346,6 +346,8 @@ def test_settings_that_cannot_be_are_one_line():
         rollout={"engine_process": False}
     )
     assert "agent.tools run in episodes" in refusal(rollout=ahead, agent={"tools": ["shell"]})
+    one_process = {**ahead, "engine_process": False, "num_engines": 2}
+    assert "needs processes beside the trainer's" in refusal(rollout=one_process)
     assert "old adapter" in refusal(rollout=ahead, lora={"rank": 4, "load": "adapter"})
     assert "greedy rollouts of the same weights" in refusal(rollout=ahead, algorithm={"name": "remax"})
     made = build({**base, "rollout": ahead}, name="r")
